@@ -1,0 +1,93 @@
+"""Binary data, and the relaxed score of grey data."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch.nn.functional as F
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from riemvae._recipe import recipe
+from riemvae.likelihoods.likelihood import Likelihood, refuse, sum_event
+
+
+class BernoulliScore(dist.Bernoulli):
+    """The cross-entropy ``x log p + (1-x) log(1-p)`` for grey ``x`` in [0, 1]; it does not integrate to one.
+
+    Draws are binary. The mark ``is_density = False`` lets a likelihood estimate refuse it.
+    """
+
+    is_density = False
+    support = constraints.unit_interval
+
+
+@recipe
+class Bernoulli(Likelihood):
+    """Binary data given logits: ``log p(x | l) = x l - log(1 + e^l)``, ``x`` in {0, 1}.
+
+    It is a probability on {0, 1} only. Many variational autoencoders feed it grey pixels; the score is then
+    missing its normaliser (Loaiza-Ganem and Cunningham, 2019), so that is refused unless asked for.
+
+    Args:
+        relaxed: Accept grey values in [0, 1]. The result is a score, not a likelihood: ``is_density`` is ``False``
+            here and on the distributions.
+
+    Example:
+        >>> import torch
+        >>> likelihood = Bernoulli()
+        >>> logits = torch.zeros(2, 3)
+        >>> likelihood.log_prob(logits, torch.ones(2, 3), batch_dim=1)
+        tensor([-2.0794, -2.0794])
+        >>> likelihood.validate(torch.tensor([0.0, 0.5]))
+        Traceback (most recent call last):
+        ValueError: x: expected values 0 or 1, got 1 other values of 2, the first being 0.5; use \
+ContinuousBernoulli() for values in [0, 1], Gaussian() for real values, or binarize.
+    """
+
+    support: constraints.Constraint = constraints.boolean
+
+    def __init__(self, relaxed: bool = False) -> None:
+        super().__init__()
+        self.relaxed = relaxed
+        if relaxed:
+            self.is_density = False
+            self.support = constraints.unit_interval
+
+    def forward(self, parameters: Tensor, batch_dim: int) -> TorchDistribution:  # type: ignore[override]
+        """``Bernoulli(logits)`` with all but ``batch_dim`` dimensions in the event."""
+        family = BernoulliScore if self.relaxed else dist.Bernoulli
+        return family(logits=parameters, validate_args=False).to_event(parameters.dim() - batch_dim)
+
+    def mean(self, parameters: Tensor) -> Tensor:  # type: ignore[override]
+        """``sigmoid(logits)``, of the shape of the logits."""
+        return parameters.sigmoid()
+
+    def score(self, parameters: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        """``x - sigmoid(logits)``."""
+        return x - parameters.sigmoid()
+
+    def log_prob(self, parameters: Tensor, x: Tensor, batch_dim: int) -> Tensor:  # type: ignore[override]
+        """``Σ x l - log(1 + e^l)`` per datum, ``(*batch,)``."""
+        # log σ(l) - (1-x) l: exact for large |l| of both signs, unlike softplus with its threshold.
+        values = F.logsigmoid(parameters) - (1.0 - x.to(parameters.dtype)) * parameters
+        return sum_event(values, parameters.dim() - batch_dim)
+
+    def validate(self, x: Tensor, name: str = "x") -> None:
+        """Refuses what is not 0 or 1 (relaxed: not in [0, 1])."""
+        if self.relaxed:
+            refuse(
+                name, x, (x >= 0) & (x <= 1), "values in [0, 1]", "rescale, or use Gaussian() for real values"
+            )
+        else:
+            refuse(
+                name,
+                x,
+                (x == 0) | (x == 1),
+                "values 0 or 1",
+                "use ContinuousBernoulli() for values in [0, 1], Gaussian() for real values, or binarize",
+            )
+
+    def extra_repr(self) -> str:
+        """The arguments, for printing."""
+        return f"relaxed={self.relaxed}"
