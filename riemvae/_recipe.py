@@ -34,7 +34,7 @@ def recipe_arguments(value: Any) -> dict[str, Any]:
     """The constructor arguments that rebuild ``value``, read from its attributes."""
     arguments = {}
     for name in type(value)._recipe_arguments:
-        for attribute in (name, f"_{name}"):
+        for attribute in (f"_{name}", name):
             if hasattr(value, attribute):
                 arguments[name] = getattr(value, attribute)
                 break

@@ -1,0 +1,20 @@
+"""Data: arrays and files in, undoable preprocessing, small real data sets."""
+
+from riemvae.data.arrays import as_tensor
+from riemvae.data.files import ArrayFile, read_array, write_array
+from riemvae.data.preprocessing import Affine, Identity, Preprocessing, Standardize, infer_preprocessing
+from riemvae.data.small import DigitsSplit, load_digits_split
+
+__all__ = [
+    "Affine",
+    "ArrayFile",
+    "DigitsSplit",
+    "Identity",
+    "Preprocessing",
+    "Standardize",
+    "as_tensor",
+    "infer_preprocessing",
+    "load_digits_split",
+    "read_array",
+    "write_array",
+]

@@ -116,3 +116,8 @@ class HamiltonianPosterior(TransformedDistribution):
                 potential, metric, fixed_point_steps=fixed_point_steps, tolerance=tolerance, **options  # type: ignore[arg-type]
             )
         super().__init__(PhaseSpace(position, metric), [self.flow], validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> HamiltonianPosterior:
+        new = self._get_checked_instance(HamiltonianPosterior, _instance)
+        new.flow = self.flow
+        return super().expand(torch.Size(batch_shape), _instance=new)  # type: ignore[no-any-return]

@@ -144,6 +144,7 @@ class CentroidMetric(Metric):
     _unpack: Tensor
     _multiplicity: Tensor
     _identity: Tensor
+    _settings: Tensor
 
     def __init__(
         self, centroids: Tensor, factors: Tensor, temperature: float = 0.8, regularization: float = 1e-3
@@ -169,6 +170,8 @@ class CentroidMetric(Metric):
         self.register_buffer("factors", factors)
         for name, value in _layout(d, centroids.dtype, centroids.device).items():
             self.register_buffer(name, value, persistent=False)
+        # Saved with the weights: a state dict alone restores the metric.
+        self.register_buffer("_settings", torch.tensor([temperature, regularization], dtype=torch.float64))
         self._cache: tuple[tuple[object, ...], _Prepared] | None = None
 
     @classmethod
@@ -188,6 +191,15 @@ class CentroidMetric(Metric):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cache": None}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        for name in ("centroids", "factors"):  # another number of centroids may come
+            value = state_dict.get(prefix + name)
+            if value is not None and value.shape[1:] == getattr(self, name).shape[1:]:
+                setattr(self, name, getattr(self, name).new_empty(value.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.temperature, self.regularization = self._settings.tolist()
+        self._cache = None
 
     def at(self, z: Tensor) -> LocalMetric:
         return _CentroidLocal(self, z)

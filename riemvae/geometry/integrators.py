@@ -10,7 +10,8 @@ from torch import Tensor
 
 from riemvae._checks import argument_error, check_count, check_positive
 from riemvae.geometry.metric import LocalMetric, Metric
-from riemvae.geometry.potential import Potential, value_and_gradient
+from riemvae.geometry import potential as potentials
+from riemvae.geometry.potential import Potential
 
 # With a tolerance, a fixed point that has not been reached after so many iterations is reported as not converged.
 MAXIMUM_ITERATIONS = 50
@@ -26,6 +27,7 @@ class IntegratorInfo(NamedTuple):
         diverged: A position, momentum or potential is not finite.
         potential: ``U(z_K)`` at the end.
         iterations: The largest number of fixed-point iterations that a half step took (an ``int``).
+        local: The metric at ``z_K``, evaluated already; None for an integrator without a metric.
     """
 
     residual: Tensor
@@ -33,6 +35,7 @@ class IntegratorInfo(NamedTuple):
     diverged: Tensor
     potential: Tensor
     iterations: int
+    local: LocalMetric | None = None
 
 
 def inverse_temperatures(tempering: float | Tensor, num_steps: int) -> list[float | Tensor]:
@@ -61,6 +64,14 @@ def _check(z: Tensor, v: Tensor, step_size: float | Tensor, num_steps: int, temp
         check_positive("step_size", step_size)
     if not isinstance(tempering, Tensor):
         check_positive("tempering", tempering)
+
+
+def _potential_at(potential: Potential, z: Tensor, with_value: bool) -> tuple[Tensor, Tensor]:
+    """The gradient at ``z``, and the value where it is the last position: only that one is reported."""
+    if with_value:
+        return potentials.value_and_gradient(potential, z)
+    gradient = potentials.gradient(potential, z)
+    return gradient, gradient
 
 
 def _is_one(value: float | Tensor) -> bool:
@@ -106,7 +117,7 @@ def leapfrog(
         tensor([0.5400])
     """
     _check(z, v, step_size, num_steps, tempering)
-    value, gradient = value_and_gradient(potential, z)
+    value, gradient = _potential_at(potential, z, num_steps == 0)
     schedule = inverse_temperatures(tempering, num_steps)
     if not _is_one(schedule[0]):
         v = v / schedule[0]
@@ -114,7 +125,7 @@ def leapfrog(
     for k in range(num_steps):
         v = v - half * gradient
         z = z + step_size * v
-        value, gradient = value_and_gradient(potential, z)
+        value, gradient = _potential_at(potential, z, k == num_steps - 1)
         v = v - half * gradient
         if not _is_one(tempering):
             v = v * (schedule[k] / schedule[k + 1])
@@ -213,7 +224,7 @@ def generalized_leapfrog(
     check_count("fixed_point_steps", fixed_point_steps)
     if tolerance is not None:
         check_positive("tolerance", tolerance)
-    value, gradient = value_and_gradient(potential, z)
+    value, gradient = _potential_at(potential, z, num_steps == 0)
     schedule = inverse_temperatures(tempering, num_steps)
     if not _is_one(schedule[0]):
         v = v / schedule[0]
@@ -232,11 +243,11 @@ def generalized_leapfrog(
 
         z = solve(advance, z)
         local = metric.at(z)
-        value, gradient = value_and_gradient(potential, z)
+        value, gradient = _potential_at(potential, z, k == num_steps - 1)
         v = v - half * (gradient + local.kinetic_gradient(v))
         if not _is_one(tempering):
             v = v * (schedule[k] / schedule[k + 1])
     residual = z.new_zeros(z.shape[:-1]) if solve.residual is None else solve.residual
     diverged = _not_finite(z, v, value)
     converged = ~diverged if tolerance is None else ~diverged & (residual <= tolerance)
-    return z, v, IntegratorInfo(residual, converged, diverged, value, solve.iterations)
+    return z, v, IntegratorInfo(residual, converged, diverged, value, solve.iterations, local)

@@ -13,6 +13,12 @@ from riemvae._checks import argument_error, check_count, check_last_dim
 from riemvae._recipe import recipe
 
 
+def _cholesky(matrix: Tensor) -> Tensor:
+    """The Cholesky factor; NaN where a matrix is not positive definite: a failure must be seen, per datum."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return torch.where((info > 0)[..., None, None], torch.full_like(factor, math.nan), factor)
+
+
 class _InverseAndLogDet(torch.autograd.Function):
     """``(A⁻¹, log det A)`` of symmetric positive-definite matrices from one Cholesky factorisation.
 
@@ -22,10 +28,7 @@ class _InverseAndLogDet(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        # A failed factorisation (a matrix that lost its positivity, or is NaN) must be seen: NaN, never a wrong number.
-        failed = info > 0
-        factor = torch.where(failed[..., None, None], torch.full_like(factor, math.nan), factor)
+        factor = _cholesky(matrix)
         inverse = torch.cholesky_inverse(factor)
         log_det = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         ctx.save_for_backward(inverse)
@@ -163,8 +166,8 @@ class LocalMetric:
         With ``G⁻¹ = C Cᵀ`` it is ``C⁻ᵀ ε``, so a metric that gives its inverse never needs ``G``.
         """
         if not self.metric.gives_inverse:
-            return (torch.linalg.cholesky(self.tensor) @ noise.unsqueeze(-1)).squeeze(-1)
-        factor = torch.linalg.cholesky(self.inverse)
+            return (_cholesky(self.tensor) @ noise.unsqueeze(-1)).squeeze(-1)
+        factor = _cholesky(self.inverse)
         solution = torch.linalg.solve_triangular(factor.mT, noise.unsqueeze(-1), upper=True)
         return solution.squeeze(-1)
 

@@ -21,6 +21,13 @@ class DifferentiablePotential(Protocol):
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
+@runtime_checkable
+class GradientPotential(DifferentiablePotential, Protocol):
+    """A potential that can also give its gradient alone, for less: ``gradient(z) -> ∇U (..., d)``."""
+
+    def gradient(self, z: Tensor) -> Tensor: ...
+
+
 Potential = Callable[[Tensor], Tensor]
 
 
@@ -49,3 +56,10 @@ def value_and_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]
         )
     gradient = torch.zeros_like(z) if gradient is None else gradient
     return (value, gradient) if create_graph else (value.detach(), gradient)
+
+
+def gradient(potential: Potential, z: Tensor) -> Tensor:
+    """``∇U(z)`` alone, ``(..., d)``, for less than :func:`value_and_gradient` where the potential offers it."""
+    if isinstance(potential, GradientPotential):
+        return potential.gradient(z)
+    return value_and_gradient(potential, z)[1]

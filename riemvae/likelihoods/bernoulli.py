@@ -30,8 +30,8 @@ class Bernoulli(Likelihood):
     missing its normaliser (Loaiza-Ganem and Cunningham, 2019), so that is refused unless asked for.
 
     Args:
-        relaxed: Accept grey values in [0, 1]. The result is a score, not a likelihood: ``is_density`` is ``False``
-            here and on the distributions.
+        relaxed: Accept grey values in [0, 1]. The result is a score, not a likelihood: ``is_density`` is
+            ``False`` here and on the distributions.
 
     Example:
         >>> import torch
@@ -41,7 +41,7 @@ class Bernoulli(Likelihood):
         tensor([-2.0794, -2.0794])
         >>> likelihood.validate(torch.tensor([0.0, 0.5]))
         Traceback (most recent call last):
-        ValueError: x: expected values 0 or 1, got 1 other values of 2, the first being 0.5; use \
+        ValueError: x: expected values 0 or 1, got 1 of 2 values outside, the first 0.5; use \
 ContinuousBernoulli() for values in [0, 1], Gaussian() for real values, or binarize.
     """
 

@@ -17,8 +17,8 @@ from riemvae.likelihoods.likelihood import Likelihood, refuse, sum_event
 class Categorical(Likelihood):
     """Codes ``0 ... C-1`` given logits with the class axis last: ``log p(x | l) = l_x - logsumexp(l)``.
 
-    Logits have shape ``(*batch, *data_shape, C)``, data ``(*batch, *data_shape)`` (integers, or floats that hold
-    integers).
+    Logits have shape ``(*batch, *data_shape, C)``, data ``(*batch, *data_shape)`` (integers, or floats that
+    hold integers).
 
     Args:
         num_classes: ``C``, at least 2.

@@ -6,12 +6,14 @@ The density on [0, 1] with natural parameter (logit) ``l`` is ``p(x | l) = exp(l
     A'(l)  = E[x]   = 1/2 + (coth(l/2)/2 - 1/l),
     A''(l) = Var[x] = 1/l² - e^{-|l|} / (1 - e^{-|l|})².
 
-All three lose digits by cancellation near 0 (the value of A alone does not), where the series with Bernoulli numbers
+All three lose digits by cancellation near 0 (the value of A alone does not), where the series with Bernoulli
+numbers
 
     A(l) = l/2 + Σ_n B_2n l^2n / (2n (2n)!)      for |l| < 2π
 
-is differentiated instead. `torch.distributions.ContinuousBernoulli` goes through clamped probabilities and is wrong
-from |logit| of about 16 in float32 on (its log density is bounded by the clamp), so it is not used here.
+is differentiated instead. `torch.distributions.ContinuousBernoulli` goes through clamped probabilities and
+is wrong from |logit| of about 15 in float32 on (its log density is bounded by the clamp), so it is not used
+here.
 """
 
 from __future__ import annotations
@@ -173,21 +175,22 @@ class ContinuousBernoulliDistribution(TorchDistribution):
         return value * self.logits - log_normalizer(self.logits)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """The ``x`` with ``P(X <= x) = value``.
+        """The ``x`` with ``P(X <= x) = value``, that is ``x = log(1 + u (e^l - 1))/l``.
 
-        With ``a = |l|``, ``X`` for ``-a`` has ``x = -log(1 - u(1 - e^{-a}))/a`` and ``X`` for ``a`` is one minus that
-        at ``1 - u``, so no exponential overflows. Below ``a = 0.01`` its expansion in ``a`` is used, because the
-        derivative in ``l`` would lose digits.
+        Written with ``e^{-|l|}`` so that nothing overflows: ``x(u; l) = 1 - x(1 - u; -l)`` serves ``l > 0``.
+        Below ``|l| = 0.01`` the expansion in ``l`` is used, because the derivative in ``l`` would lose
+        digits.
         """
-        a = self.logits.abs()
-        positive = self.logits > 0
+        logits = self.logits
+        near = logits.abs() < 1e-2
+        variance = value * (1 - value)
+        slope = (1 - 2 * value) * logits / 3 + (1 - 6 * variance) * logits * logits / 12
+        series = value + 0.5 * variance * logits * (1 + slope)
+        positive = logits > 0
         u = torch.where(positive, 1 - value, value)
-        near = a < 1e-2
-        q = u * (1 - u)
-        series = u - q * a / 2 * (1 - (1 - 2 * u) * a / 3 + (1 - 6 * q) * a * a / 12)
-        far = torch.where(near, 1.0, a)
-        x = torch.where(near, series, -torch.log1p(u * torch.expm1(-far)) / far)
-        return torch.where(positive, 1 - x, x)
+        a = torch.where(near, 1.0, logits.abs())
+        x = -torch.log1p(u * torch.expm1(-a)) / a
+        return torch.where(near, series, torch.where(positive, 1 - x, x))
 
     def rsample(self, sample_shape=_ONE_DRAW) -> Tensor:  # type: ignore[no-untyped-def]
         """Reparameterised draws by the inverse distribution function."""
@@ -203,8 +206,8 @@ class ContinuousBernoulliDistribution(TorchDistribution):
 class ContinuousBernoulli(Likelihood):
     """Data in [0, 1] (grey pixels) given logits: ``log p(x | l) = l x - log((e^l - 1)/l)``.
 
-    The normalised form of the cross-entropy that autoencoders use on grey images (Loaiza-Ganem and Cunningham,
-    2019, "The continuous Bernoulli"). Its mean is *not* ``sigmoid(l)``.
+    The normalised form of the cross-entropy that autoencoders use on grey images (Loaiza-Ganem and
+    Cunningham, 2019, "The continuous Bernoulli"). Its mean is *not* ``sigmoid(l)``.
 
     Example:
         >>> likelihood = ContinuousBernoulli()

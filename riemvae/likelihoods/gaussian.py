@@ -21,16 +21,19 @@ class Gaussian(Likelihood):
 
     The decoder returns ``loc``, or a pair ``(loc, scale)`` of one shape with ``scale >= 0``.
 
-    A scale that is fitted has a floor: a constant coordinate (border pixels) makes the density unbounded as its
-    scale goes to zero. The floor is *added*, so that the gradient never vanishes as it would with a clamp:
-    ``s = floor + softplus(ρ)`` for ``scale="learned"`` and ``s = floor + scale`` for a decoder's scale.
+    A scale that is fitted has a floor: a constant coordinate (border pixels) makes the density unbounded as
+    its scale goes to zero. The floor is *added*, so that the gradient never vanishes as it would with a
+    clamp: ``s = floor + softplus(ρ)`` for ``scale="learned"`` and ``s = floor + scale`` for a decoder's
+    scale.
 
-    A unit scale is very weak for pixels in [0, 1] (small models then collapse to the mean image): learn it there.
+    A unit scale is very weak for pixels in [0, 1] (small models then collapse to the mean image): learn it
+    there.
 
     Args:
-        scale: Standard deviation as a positive number, or ``"learned"`` for a trainable one. A decoder's own scale
-            takes the place of the default 1.0; with any other ``scale`` it is refused.
-        scale_shape: Shape of a learned scale, broadcast against one datum; ``()`` is one scale for all coordinates.
+        scale: Standard deviation as a positive number, or ``"learned"`` for a trainable one. A decoder's own
+            scale takes the place of the default 1.0; with any other ``scale`` it is refused.
+        scale_shape: Shape of a learned scale, broadcast against one datum; ``()`` is one scale for all
+            coordinates.
         floor: Lower bound of a learned or decoded scale.
         initial_scale: Where a learned scale starts, above ``floor``.
 
@@ -39,8 +42,8 @@ class Gaussian(Likelihood):
 
     Example:
         >>> likelihood = Gaussian(scale="learned", initial_scale=0.3)
-        >>> float(likelihood.observation_scale.detach().round(decimals=6))
-        0.3
+        >>> likelihood.observation_scale.detach()
+        tensor(0.3000)
         >>> Gaussian(2.0).log_prob(torch.zeros(1, 4), torch.zeros(1, 4), batch_dim=1)
         tensor([-6.4483])
     """
@@ -75,7 +78,7 @@ class Gaussian(Likelihood):
 
     @property
     def observation_scale(self) -> Tensor | float:
-        """The standard deviation in use: the number given, or ``floor + softplus(ρ)`` of shape ``scale_shape``."""
+        """The standard deviation in use: the number given, or ``floor + softplus(ρ)``, ``scale_shape``."""
         if self.scale == "learned":
             return self.floor + F.softplus(self.unconstrained_scale)
         return self.scale  # type: ignore[return-value]

@@ -48,10 +48,11 @@ def sum_event(values: Tensor, event_dim: int) -> Tensor:
 class Likelihood(nn.Module):
     """A module that turns the decoder's output into ``p(x | z)``.
 
-    A likelihood says where data may lie (`support`, of one value), which dtype a draw has (`data_dtype`; ``None``
-    is the dtype of the parameters) and how decoder outputs are read. Subclasses give `forward`, `mean` and
-    `score`; those whose data are independent coordinates given the parameters override `log_prob` with a direct
-    formula. Distributions are built with ``validate_args=False``: call `validate` on the data once instead.
+    A likelihood says where data may lie (`support`, of one value), which dtype a draw has (`data_dtype`;
+    ``None`` is the dtype of the parameters) and how decoder outputs are read. Subclasses give `forward`,
+    `mean` and `score`; those whose data are independent coordinates given the parameters override `log_prob`
+    with a direct formula. Distributions are built with ``validate_args=False``: call `validate` on the data
+    once instead.
 
     Attributes:
         is_density: ``False`` for a relaxed score that is not a likelihood.
@@ -84,19 +85,20 @@ class Likelihood(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define mean(parameters)")
 
     def score(self, parameters: Parameters, x: Tensor) -> Parameters | None:
-        """``d log p(x | parameters) / d parameters``, differentiable, or ``None`` where no closed form is known.
+        """``d log p(x | parameters) / d parameters``, differentiable; ``None`` if no closed form is known.
 
         Args:
             parameters: ``(*batch, *parameter_shape)``, a tensor or a tuple of tensors.
             x: Data that broadcast against them, ``(..., *data_shape)``.
 
         Returns:
-            Something of the structure of ``parameters``, broadcast with ``x``; ``None`` leaves it to autograd.
+            Something of the structure of ``parameters``, broadcast with ``x``; ``None`` leaves it to
+            autograd.
         """
         return None
 
     def log_prob(self, parameters: Parameters, x: Tensor, batch_dim: int) -> Tensor:
-        """``log p(x | parameters)`` in nats per datum: ``self(parameters, batch_dim).log_prob(x)``, maybe faster.
+        """``log p(x | parameters)`` in nats per datum: that of `forward`'s distribution, maybe faster.
 
         Args:
             parameters: ``(*batch, *parameter_shape)``.
@@ -131,6 +133,5 @@ def refuse(name: str, x: Tensor, good: Tensor, expected: str, remedy: str) -> No
         return
     bad = ~good
     first = x[bad][0].item()
-    raise argument_error(
-        name, expected, f"{int(bad.sum())} other values of {x.numel()}, the first being {first:.6g}", remedy
-    )
+    got = f"{int(bad.sum())} of {x.numel()} values outside, the first {first:.6g}"
+    raise argument_error(name, expected, got, remedy)

@@ -12,7 +12,6 @@ from torch.distributions import constraints
 from riemvae._recipe import recipe
 from riemvae.likelihoods.likelihood import Likelihood, refuse, sum_event
 
-
 _ONE_DRAW = torch.Size()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -14,7 +14,6 @@ from torch.distributions import constraints
 from riemvae._checks import argument_error, check_count, check_last_dim
 from riemvae._recipe import recipe
 from riemvae.likelihoods.likelihood import Likelihood, is_density
-
 
 _ONE_DRAW = torch.Size()
 
@@ -28,8 +27,8 @@ class ProductDistribution(TorchDistribution):
 
     Example:
         >>> import pyro.distributions as dist
-        >>> parts = [dist.Normal(torch.zeros(5, 2), 1.0).to_event(1), dist.Bernoulli(torch.full((5, 1), 0.5)).to_event(1)]
-        >>> d = ProductDistribution(parts)
+        >>> real, binary = dist.Normal(torch.zeros(5, 2), 1.0), dist.Bernoulli(torch.full((5, 1), 0.5))
+        >>> d = ProductDistribution([real.to_event(1), binary.to_event(1)])
         >>> d.batch_shape, d.event_shape, d.sample((3,)).shape
         (torch.Size([5]), torch.Size([3]), torch.Size([3, 5, 3]))
     """
@@ -102,15 +101,16 @@ def _as_floats(blocks: list[Tensor]) -> list[Tensor]:
 class Product(Likelihood):
     """Tables with mixed columns: ``log p(x | η) = Σ_i log p_i(x_i | η_i)`` over named parts.
 
-    A row of the table holds the parts' columns in the given order, as floating-point numbers (codes of categorical
-    columns too); the decoder returns a flat vector of `num_parameters`, cut in the same order. A Gaussian part
-    reads locations only, so its scale is fixed or learned.
+    A row of the table holds the parts' columns in the given order, as floating-point numbers (codes of
+    categorical columns too); the decoder returns a flat vector of `num_parameters`, cut in the same order. A
+    Gaussian part reads locations only, so its scale is fixed or learned.
 
     Args:
         parts: ``{name: likelihood}`` for one column each, or ``{name: (likelihood, columns)}``.
 
     Raises:
-        ValueError: No part, a part that is not a likelihood, a part that is itself a product, a count below 1.
+        ValueError: No part, a part that is not a likelihood, a part that is itself a product, a count below
+            1.
 
     Example:
         >>> from riemvae.likelihoods import Bernoulli, Categorical, Gaussian
@@ -145,10 +145,11 @@ class Product(Likelihood):
     @property
     def parts(self) -> dict[str, tuple[Likelihood, int]]:
         """``{name: (likelihood, columns)}`` in the order of the columns."""
-        return {
-            name: (part, count)  # type: ignore[misc]
-            for name, part, count in zip(self._names, self._likelihoods, self._counts)
-        }
+        return {name: (part, count) for name, part, count in zip(self._names, self._components, self._counts)}
+
+    @property
+    def _components(self) -> list[Likelihood]:
+        return cast("list[Likelihood]", list(self._likelihoods))
 
     @property
     def num_columns(self) -> int:
@@ -172,12 +173,12 @@ class Product(Likelihood):
         if parameters.dim() != batch_dim + 1:
             raise argument_error("parameters", f"{batch_dim} batch dimensions and a flat vector", parameters)
         blocks = self._split(parameters)
-        parts = [part(block, batch_dim) for part, block in zip(self._likelihoods, blocks)]
+        parts = [part(block, batch_dim) for part, block in zip(self._components, blocks)]
         return ProductDistribution(parts, validate_args=False)
 
     def mean(self, parameters: Tensor) -> Tensor:  # type: ignore[override]
         """``(*batch, num_columns)``: the parts' means, the most probable code for categorical columns."""
-        means = [part.mean(block) for part, block in zip(self._likelihoods, self._split(parameters))]  # type: ignore[operator]
+        means = [part.mean(block) for part, block in zip(self._components, self._split(parameters))]
         return torch.cat([m.to(parameters.dtype) for m in means], dim=-1)
 
     def score(self, parameters: Tensor, x: Tensor) -> Tensor | None:  # type: ignore[override]
@@ -185,10 +186,10 @@ class Product(Likelihood):
         scores = []
         columns = x.split(self._counts, dim=-1)
         for part, block, value, shape in zip(
-            self._likelihoods, self._split(parameters), columns, self._shapes
+            self._components, self._split(parameters), columns, self._shapes
         ):
-            score = part.score(block, value)  # type: ignore[operator]
-            if score is None:
+            score = part.score(block, value)
+            if not isinstance(score, Tensor):
                 return None
             scores.append(score.flatten(-len(shape)))
         return torch.cat(scores, dim=-1)
@@ -196,8 +197,8 @@ class Product(Likelihood):
     def log_prob(self, parameters: Tensor, x: Tensor, batch_dim: int) -> Tensor:  # type: ignore[override]
         """The sum over parts per row, ``(*batch,)``."""
         columns = x.split(self._counts, dim=-1)
-        parts = zip(self._likelihoods, self._split(parameters), columns)
-        values = [part.log_prob(block, value, batch_dim) for part, block, value in parts]  # type: ignore[operator]
+        parts = zip(self._components, self._split(parameters), columns)
+        values = [part.log_prob(block, value, batch_dim) for part, block, value in parts]
         return torch.stack(values).sum(0)
 
     def validate(self, x: Tensor, name: str = "x") -> None:

@@ -1,0 +1,20 @@
+"""Networks: encoders ``x -> (loc, scale)``, decoders ``z -> parameters``, metric networks ``x -> L(x)``."""
+
+from riemvae.networks.by_name import build, decoder, encoder, metric
+from riemvae.networks.convolutional import ConvDecoder, ConvEncoder, ConvMetric
+from riemvae.networks.layers import TriangularFactors
+from riemvae.networks.mlp import MLPDecoder, MLPEncoder, MLPMetric
+
+__all__ = [
+    "ConvDecoder",
+    "ConvEncoder",
+    "ConvMetric",
+    "MLPDecoder",
+    "MLPEncoder",
+    "MLPMetric",
+    "TriangularFactors",
+    "build",
+    "decoder",
+    "encoder",
+    "metric",
+]

@@ -18,19 +18,21 @@ class DualAveragingState(NamedTuple):
         averaged: the averaged step, to be kept when the adaptation ends.
         error: running mean of (target - acceptance).
         anchor: logarithm of the step towards which the iterates shrink.
-        count: updates so far.
+        updates: updates so far.
     """
 
     step_size: float
     averaged: float
     error: float
     anchor: float
-    count: int
+    updates: int
 
 
 @dataclass(frozen=True)
 class DualAveraging:
-    r"""Nesterov's dual averaging of a log step size towards a target acceptance (Hoffman & Gelman, 2014, section 3.2).
+    r"""Nesterov's dual averaging of a log step size towards a target acceptance.
+
+    Source: Hoffman & Gelman (2014), section 3.2.
 
     With :math:`\bar h_t` the weighted mean of (target - acceptance):
     :math:`\log ε_{t+1} = μ - \frac{\sqrt t}{γ} \bar h_t`, averaged with weights :math:`t^{-κ}`.
@@ -39,8 +41,8 @@ class DualAveraging:
     where its chain happens to be during the warm-up, and be wrong for the others that it visits afterwards.
 
     Args:
-        target: acceptance probability aimed at. 0.95 by default: above the 0.9 that results must keep, because chains
-            may find sharper regions after the warm-up than during it.
+        target: acceptance probability aimed at. 0.95 by default: above the 0.9 that results must keep,
+            because chains may find sharper regions after the warm-up than during it.
         gamma, offset, kappa: γ, t_0 and κ of the source.
         max_step_size: the step never grows beyond this.
 
@@ -65,11 +67,13 @@ class DualAveraging:
         """The state that starts from ``step_size``."""
         check_positive("step_size", step_size)
         step_size = min(step_size, self.max_step_size)
-        return DualAveragingState(step_size, step_size, 0.0, math.log(min(10 * step_size, self.max_step_size)), 0)
+        return DualAveragingState(
+            step_size, step_size, 0.0, math.log(min(10 * step_size, self.max_step_size)), 0
+        )
 
     def update(self, state: DualAveragingState, acceptance: float) -> DualAveragingState:
         """The state after a transition with mean ``acceptance``."""
-        count = state.count + 1
+        count = state.updates + 1
         weight = 1 / (count + self.offset)
         error = (1 - weight) * state.error + weight * (self.target - acceptance)
         log_step = state.anchor - math.sqrt(count) / self.gamma * error
@@ -82,8 +86,8 @@ class DualAveraging:
 def reasonable_step_size(kernel: HMC, state: ChainState, max_step_size: float = math.inf) -> float:
     """A first step size: doubled or halved until the mean acceptance of one leapfrog step crosses one half.
 
-    The batched form of Hoffman & Gelman (2014), algorithm 4. At most 50 doublings are tried: a density that is flat
-    everywhere has no scale of its own.
+    The batched form of Hoffman & Gelman (2014), algorithm 4. At most 50 doublings are tried: a density that
+    is flat everywhere has no scale of its own.
 
     Args:
         kernel: whose step size, a number, is the first guess.

@@ -99,11 +99,13 @@ def sample_chains(
     """Draws from a density with batched HMC: warm-up with step size adaptation, then a frozen kernel.
 
     Args:
-        log_density: ``z (C, d) -> (C,)`` up to a constant, ``-inf`` outside the support. Its gradient is taken by
-            automatic differentiation, or from its own ``log_density_and_gradient`` (as ``InverseVolume`` has).
+        log_density: ``z (C, d) -> (C,)`` up to a constant, ``-inf`` outside the support. Its gradient is
+            taken by automatic differentiation, or from its own ``log_density_and_gradient`` (as
+            ``InverseVolume`` has).
         start: where the chains start, ``(C, d)``, in the support.
         num_samples: draws kept of each chain.
-        warmup: transitions before the first draw, thrown away. They adapt the step size when ``step_size`` is ``None``.
+        warmup: transitions before the first draw, thrown away. They adapt the step size when ``step_size`` is
+            ``None``.
         thin: transitions between draws.
         target_accept: acceptance that the adaptation aims at.
         step_size: a step size to use as it is; ``None`` adapts it, one for all chains.

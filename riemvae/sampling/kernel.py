@@ -37,8 +37,8 @@ class TransitionInfo(NamedTuple):
     Attributes:
         acceptance: probability with which the proposal was accepted.
         accepted: whether it was.
-        diverged: whether the trajectory met a non-finite number or its energy grew beyond bounds. A trajectory that
-            merely ends outside the support is rejected and is no divergence.
+        diverged: whether the trajectory met a non-finite number or its energy grew beyond bounds. A
+            trajectory that merely ends outside the support is rejected and is no divergence.
         energy_error: energy at the end less energy at the start (``inf`` outside the support).
     """
 
@@ -53,16 +53,16 @@ class HMC:
     r"""Hamiltonian Monte Carlo (Neal, 2011, algorithm 1) on many chains at once.
 
     A momentum ``v ~ N(0, mass)`` is drawn, ``num_steps`` leapfrog steps follow the energy
-    :math:`H(z, v) = -\log p(z) + \tfrac12 v^\top \mathrm{mass}^{-1} v`, and the end is accepted with probability
-    :math:`\min(1, \exp(H_0 - H_1))`. The energies are compared as logarithms. A leapfrog step costs one
-    evaluation of the density: the gradient at the last position is carried by the state.
+    :math:`H(z, v) = -\log p(z) + \tfrac12 v^\top \mathrm{mass}^{-1} v`, and the end is accepted with
+    probability :math:`\min(1, \exp(H_0 - H_1))`. The energies are compared as logarithms. A leapfrog step
+    costs one evaluation of the density: the gradient at the last position is carried by the state.
 
     A kernel is called as ``state, info = kernel(state)``; it changes nothing but torch's generator.
 
     Args:
-        log_density_and_gradient: ``z (C, d) -> (log density (C,), gradient (C, d))``; :func:`with_gradient` makes one
-            from any log density. Outside its support the log density is ``-inf`` and the gradient any
-            finite function of the position: leapfrog preserves volume and reverses whatever the force is.
+        log_density_and_gradient: ``z (C, d) -> (log density (C,), gradient (C, d))``; :func:`with_gradient`
+            makes one from any log density. Outside its support the log density is ``-inf`` and the gradient
+            any finite function of the position: leapfrog preserves volume and reverses whatever the force is.
         step_size: leapfrog step, a number or a tensor of shape ``()`` or ``(C,)``.
         num_steps: leapfrog steps of a trajectory.
         mass: diagonal of the mass matrix, shape ``(d,)``; ``None`` is the identity.
@@ -70,7 +70,8 @@ class HMC:
             ``[1 - jitter, 1 + jitter]``, which breaks periodic orbits.
 
     Raises:
-        ValueError: on a step size, mass or number of steps that is not positive, or a jitter outside ``[0, 1)``.
+        ValueError: on a step size, mass or number of steps that is not positive, or a jitter outside ``[0,
+            1)``.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -107,8 +108,8 @@ class HMC:
     ) -> tuple[ChainState, Tensor]:
         """The end ``(state, momentum)`` of the deterministic part, without acceptance.
 
-        A chain that reaches a non-finite position goes on from its start, so that the others are not harmed, and ends
-        with a log density of NaN.
+        A chain that reaches a non-finite position goes on from its start, so that the others are not harmed,
+        and ends with a log density of NaN.
 
         Args:
             state: where the chains start.
@@ -146,9 +147,13 @@ class HMC:
             step = step * (1 + self.jitter * (2 * torch.rand_like(state.log_density) - 1))
         end, v = self.trajectory(state, momentum, step)
 
-        # Difference by difference: the energies themselves may be so large that their own difference rounds away.
-        error = (state.log_density - end.log_density) + (self.kinetic_energy(v) - self.kinetic_energy(momentum))
-        # Outside the support the energy is +inf and all else finite; that is a rejection, not a failed integration.
+        # Difference by difference: the energies themselves may be so large that their own difference rounds
+        # away.
+        error = (state.log_density - end.log_density) + (
+            self.kinetic_energy(v) - self.kinetic_energy(momentum)
+        )
+        # Outside the support the energy is +inf and all else finite; that is a rejection, not a failed
+        # integration.
         outside = torch.isneginf(end.log_density) & torch.isfinite(v).all(-1)
         diverged = ~outside & ~(error < DIVERGENCE)
         error = torch.where(torch.isnan(error), torch.inf, error)
@@ -172,7 +177,8 @@ class HMC:
 def with_gradient(log_density: Callable[[Tensor], Tensor]) -> DensityAndGradient:
     """The log density and its gradient by automatic differentiation, from the log density alone.
 
-    An object with its own ``log_density_and_gradient`` (such as ``riemvae.distributions.InverseVolume``) keeps it.
+    An object with its own ``log_density_and_gradient`` (such as ``riemvae.distributions.InverseVolume``)
+    keeps it.
 
     Args:
         log_density: ``z (C, d) -> (C,)``, each row depending on its own point only, up to a constant.
@@ -194,7 +200,10 @@ def with_gradient(log_density: Callable[[Tensor], Tensor]) -> DensityAndGradient
             value = log_density(point)
             if value.shape != z.shape[:-1]:
                 raise argument_error(
-                    "log_density", f"a result of shape {tuple(z.shape[:-1])}", value, "sum over the last dimension only"
+                    "log_density",
+                    f"a result of shape {tuple(z.shape[:-1])}",
+                    value,
+                    "sum over the last dimension only",
                 )
             (gradient,) = torch.autograd.grad(value.sum(), point)
         return value.detach(), gradient

@@ -1,0 +1,174 @@
+"""The model of a variational autoencoder: a prior and a likelihood of what the decoder says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule
+from pyro.poutine.util import is_validation_enabled
+from torch import Tensor
+from torch.distributions import Distribution
+
+from riemvae import likelihoods
+from riemvae._checks import argument_error, check_count
+from riemvae._recipe import recipe
+from riemvae.geometry import Potential
+from riemvae.likelihoods import Likelihood
+from riemvae.priors import FixedPrior, StandardNormal
+
+Prior = TorchDistribution | Callable[[], TorchDistribution] | None
+
+
+@recipe
+class VAE(PyroModule):
+    """``z ~ p(z)``, ``x ~ p(x | decoder(z))``: a Pyro model, to be passed itself to ``SVI``, ``fit`` and guides.
+
+    ``vae(x)`` observes a batch ``(B, ...)`` in the plate ``data`` (dim -1); ``vae(size=n)`` draws ``n`` data from the prior.
+    Its sites are ``z`` and ``x``.
+
+    Args:
+        decoder: ``z (..., d) ->`` the likelihood's parameters: logits for the Bernoulli kinds, ``loc`` or ``(loc, scale)``
+            for a Gaussian. Leading dimensions are flattened for it and restored.
+        latent_dim: ``d``.
+        prior: A fixed distribution with event ``(d,)``, or a callable or module that returns one, called at each step
+            outside the plate. None is the standard normal.
+        likelihood: A likelihood brick or its name.
+
+    Raises:
+        ValueError: A prior of another shape or with stored trainable tensors, an unknown likelihood; when called, data
+            outside the likelihood's support.
+
+    Source: Kingma and Welling (2014).
+
+    Example:
+        >>> vae = VAE(torch.nn.Linear(2, 5), latent_dim=2, likelihood="bernoulli")
+        >>> vae(size=3).shape
+        torch.Size([3, 5])
+    """
+
+    def __init__(
+        self,
+        decoder: Callable[[Tensor], Any],
+        latent_dim: int,
+        prior: Prior = None,
+        likelihood: str | Likelihood = "bernoulli",
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.latent_dim = check_count("latent_dim", latent_dim)
+        if prior is None:
+            prior = StandardNormal(latent_dim)
+        elif isinstance(prior, Distribution):
+            prior = FixedPrior(prior)
+        elif not callable(prior):
+            raise argument_error("prior", "a distribution, or a callable or module that returns one", prior)
+        self.prior = prior
+        self.likelihood = likelihoods.by_name(likelihood) if isinstance(likelihood, str) else likelihood
+        if isinstance(prior, FixedPrior):
+            self._checked_prior(prior.distribution)
+
+    def _checked_prior(self, prior: Any) -> TorchDistribution:
+        shape = getattr(prior, "event_shape", None)
+        if shape != (self.latent_dim,):
+            raise argument_error(
+                "prior", f"a distribution with event shape ({self.latent_dim},)", f"event shape {shape}", "use .to_event(1)"
+            )
+        return prior  # type: ignore[no-any-return]
+
+    def decode(self, z: Tensor) -> Any:
+        """The likelihood's parameters at ``z (..., d)``: the decoder sees ``(n, d)``, leading dimensions are restored."""
+        return _decode(self.decoder, z)
+
+    def decoder_mean(self, z: Tensor) -> Tensor:
+        """``E[x | z]`` at ``z (..., d)``."""
+        return self.likelihood.mean(self.decode(z))  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
+        if x is not None:
+            if is_validation_enabled():
+                self.likelihood.validate(x)
+            size = len(x)
+        prior = self._checked_prior(self.prior())
+        with pyro.plate("data", size, dim=-1):
+            z = pyro.sample("z", prior)
+            distribution = self.likelihood(self.decode(z), z.dim() - 1)
+            if x is not None and x.shape[1:] != distribution.event_shape:
+                raise argument_error(
+                    "x", f"a batch of data of shape {tuple(distribution.event_shape)}, as the decoder gives", x
+                )
+            return pyro.sample("x", distribution, obs=x)  # type: ignore[no-any-return]
+
+    def latent_potential(self, latent: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Potential | None:
+        """``-log p(x, z)`` of a batch with its gradient, without tracing; None where a subclass changed the model."""
+        x = args[0] if args else kwargs.get("x")
+        changed = type(self).forward is not VAE.forward or type(self).decode is not VAE.decode
+        if changed or latent != "z" or x is None:
+            return None
+        return _Potential(self, self.prior(), x)
+
+
+def _decode(decoder: Callable[[Tensor], Any], z: Tensor) -> Any:
+    if z.dim() == 2:
+        return decoder(z)
+    lead = z.shape[:-1]
+    return _map(lambda t: t.reshape(*lead, *t.shape[1:]), decoder(z.reshape(-1, z.shape[-1])))
+
+
+def _map(fn: Callable[[Tensor], Tensor], parameters: Any) -> Any:
+    if isinstance(parameters, Tensor):
+        return fn(parameters)
+    if isinstance(parameters, dict):
+        return {name: _map(fn, value) for name, value in parameters.items()}
+    return tuple(_map(fn, value) for value in parameters)
+
+
+class _Potential:
+    """``U(z) = -log p(x | z) - log p(z)``; where the likelihood knows its score, only the decoder is differentiated."""
+
+    def __init__(self, vae: VAE, prior: TorchDistribution, x: Tensor) -> None:
+        self.vae, self.prior, self.x = vae, prior, x
+        # In the model's modules, not through the attribute: Pyro would register the decoder at each access.
+        self.decoder = vae._modules.get("decoder") or vae.decoder
+        self.likelihood = vae.likelihood
+        self.standard = isinstance(vae.prior, StandardNormal)
+
+    def _value(self, parameters: Any, z: Tensor) -> Tensor:
+        return -self.likelihood.log_prob(parameters, self.x, z.dim() - 1) - self.prior.log_prob(z)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self._value(_decode(self.decoder, z), z)
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self._evaluate(z, with_value=True)
+
+    def gradient(self, z: Tensor) -> Tensor:
+        return self._evaluate(z, with_value=False)[1]
+
+    def _evaluate(self, z: Tensor, with_value: bool) -> tuple[Tensor, Tensor]:
+        create_graph = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            alias = z.clone() if create_graph and z.requires_grad else z.detach().clone().requires_grad_()
+            parameters = _decode(self.decoder, alias)
+            with torch.set_grad_enabled(create_graph):
+                score = self.likelihood.score(parameters, self.x)
+            if score is None:
+                value = self._value(parameters, alias)
+                (gradient,) = torch.autograd.grad(value.sum(), alias, create_graph=create_graph)
+                return (value if create_graph else value.detach()), gradient
+            outputs = parameters if isinstance(parameters, tuple) else (parameters,)
+            scores = score if isinstance(score, tuple) else (score,)
+            (gradient,) = torch.autograd.grad(outputs, alias, scores, create_graph=create_graph)
+            if self.standard:
+                gradient = alias - gradient if create_graph else alias.detach() - gradient
+            else:
+                log_prior = self.prior.log_prob(alias)
+                (prior_gradient,) = torch.autograd.grad(log_prior.sum(), alias, create_graph=create_graph)
+                gradient = -gradient - prior_gradient
+        if not with_value:
+            return gradient, gradient
+        with torch.set_grad_enabled(create_graph):
+            return self._value(parameters, alias), gradient

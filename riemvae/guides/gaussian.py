@@ -1,0 +1,75 @@
+"""The guide of a plain variational autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+from torch import Tensor
+
+from riemvae._recipe import recipe
+from riemvae.guides.amortized import AmortizedGuide, Given, GuideCall
+
+
+@recipe
+class GaussianGuide(AmortizedGuide):
+    """``q(z|x)`` from an encoder: a factorised normal of its ``(loc, scale)``, or whatever distribution it returns.
+
+    On a constrained latent the encoder works in unconstrained coordinates ``u``, ``z = T(u)`` with ``T = biject_to(support)``.
+
+    Args:
+        model: Any Pyro model with a latent ``z``: the module itself or a function.
+        encoder: ``x -> (loc, scale)``, each ``(B, d)``, or ``x -> Distribution`` with event ``(d,)``. It gets as many of the
+            model's arguments as it requires.
+        latent: The name of the latent site.
+        given: Values of the model's other latents, or a guide of them.
+
+    Raises:
+        ValueError: At the first call: no such latent, no data plate at dim -1, other latents without a value, shapes that
+            do not fit.
+
+    Source: Kingma and Welling (2014).
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> guide = GaussianGuide(model, lambda x: (x / 2, torch.full_like(x, 0.5**0.5)))
+        >>> guide(torch.randn(5, 2))["z"].shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], encoder: Callable[..., Any], *, latent: str = "z", given: Given | None = None
+    ) -> None:
+        super().__init__(model, latent=latent, given=given)
+        self.encoder = encoder
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        call = self._begin(args, kwargs)
+        posterior = self.encoder_posterior(self.encoder, call)
+        transform = self._transform(call.structure)
+        with call.plates():
+            if transform is None:
+                return {self.latent: pyro.sample(self.latent, posterior)}
+            u = pyro.sample(f"{self.latent}_unconstrained", posterior, infer={"is_auxiliary": True})
+            return {self.latent: self._constrained(transform, u)}
+
+    def _constrained(self, transform: Any, u: Tensor) -> Tensor:
+        """Registers ``z = T(u)``; the log-determinant goes into a factor, which every ELBO of Pyro keeps."""
+        z = transform(u)
+        log_det = transform.log_abs_det_jacobian(u, z)
+        pyro.factor(f"{self.latent}_jacobian", -log_det.reshape(u.shape[:-1] + (-1,)).sum(-1), has_rsample=True)
+        return pyro.sample(self.latent, pyro.distributions.Delta(z, event_dim=1))
+
+    def posterior(self, *args: Any, **kwargs: Any) -> Any:
+        """The distribution ``q(z|x)`` (of ``u`` on a constrained latent), batch shape ``(B,)``."""
+        call = self._begin(args, kwargs)
+        return self.encoder_posterior(self.encoder, call)
+
+    def current_posterior(self, call: GuideCall) -> Any:
+        """The encoder's distribution for this call."""
+        return self.encoder_posterior(self.encoder, call)

@@ -1,0 +1,75 @@
+"""The Pareto shape of importance weights, for many data at once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Fewer tail weights than this say nothing of a shape.
+_MINIMUM_TAIL = 5
+
+
+def tail_size(num_samples: int) -> int:
+    """How many of ``num_samples`` weights are the tail: ``ceil(min(S/5, 3√S))``."""
+    return math.ceil(min(0.2 * num_samples, 3.0 * math.sqrt(num_samples)))
+
+
+def pareto_shape(largest: Tensor) -> Tensor:
+    """``k̂`` of the generalised Pareto distribution fitted to the largest weights of each datum.
+
+    Above 0.7 an importance-sampling estimate, its standard error included, is not to be trusted. The prior of Vehtari et
+    al. (shape 1/2, weight 10 draws) steadies short tails.
+
+    Args:
+        largest: The ``M + 1`` largest log weights of each datum, ``(M + 1, B)``, in any order; the smallest is the cutoff.
+
+    Returns:
+        ``k̂ (B,)``; ``-inf`` where all weights of the tail are equal (the guide is exact), NaN where fewer than 5 lie above
+        the cutoff, ``inf`` where one weight is everything.
+
+    Source: Zhang and Stephens (2009); Vehtari, Simpson, Gelman, Yao and Gabry (2024).
+
+    Example:
+        >>> weights = -0.5 * torch.log(1 - torch.linspace(0.001, 0.999, 500, dtype=torch.float64))  # Pareto, shape 1/2
+        >>> round(float(pareto_shape(weights[:, None])[0]), 1)
+        0.5
+    """
+    ordered = largest.double().sort(0).values  # (M + 1, B)
+    ordered = ordered - ordered[-1]
+    cutoff = ordered[0].clamp_min(math.log(torch.finfo(torch.float64).tiny))
+    tail = ordered[1:].exp() - cutoff.exp()  # ascending, (M, B)
+    m, batch = tail.shape
+    if m < _MINIMUM_TAIL:
+        return largest.new_full((batch,), math.nan)
+    constant = ~(ordered[0] < -1e-9)
+    counts = (tail > 0).sum(0)
+    # Ties with the cutoff are not part of the tail; data are few of that kind, so they are fitted one by one.
+    shapes = torch.full((batch,), math.nan, dtype=torch.float64, device=largest.device)
+    whole = (counts == m) & ~constant
+    if bool(whole.any()):
+        shapes[whole] = _fit(tail[:, whole])
+    for column in torch.nonzero((counts < m) & (counts >= _MINIMUM_TAIL) & ~constant).flatten().tolist():
+        values = tail[:, column]
+        shapes[column] = _fit(values[values > 0].unsqueeze(-1))[0]
+    shapes[constant] = -math.inf
+    shapes[~torch.isfinite(largest).any(0)] = math.nan
+    return shapes.to(largest.dtype)
+
+
+def _fit(x: Tensor) -> Tensor:
+    """The profile-posterior mean of Zhang and Stephens for ascending exceedances ``(n, B)``."""
+    n = x.shape[0]
+    grid = 30 + int(math.sqrt(n))
+    index = torch.arange(1, grid + 1, dtype=x.dtype, device=x.device)
+    quartile = x[int(n / 4 + 0.5) - 1]
+    b = (1.0 - torch.sqrt(grid / (index - 0.5))).unsqueeze(-1) / (3.0 * quartile) + 1.0 / x[-1]  # (grid, B)
+    k = torch.log1p(-b.unsqueeze(1) * x.unsqueeze(0)).mean(1)
+    log_likelihood = n * (torch.log(-(b / k)) - k - 1.0)
+    weights = torch.softmax(log_likelihood, 0)
+    # As the reference implementation: candidates without weight are dropped before the mean.
+    weights = torch.where(weights >= 10.0 * torch.finfo(x.dtype).eps, weights, torch.zeros_like(weights))
+    mean = (weights / weights.sum(0) * b).sum(0)
+    shape = torch.log1p(-mean * x).mean(0)
+    return (n * shape + 10.0 * 0.5) / (n + 10.0)

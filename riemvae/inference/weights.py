@@ -1,0 +1,208 @@
+"""Importance weights per datum: the one primitive that bounds and likelihoods reduce."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from riemvae._checks import argument_error, check_count
+from riemvae.guides.evaluation import evaluating
+from riemvae.guides.log_joint import BATCH_DIM, in_batch, is_subsample, plate_nesting, prototype
+from riemvae.inference.batches import batch_call, batch_length, make_batches
+from riemvae.likelihoods import is_density
+
+# Data times samples that go through the decoder at once, where nothing else is asked for.
+DEFAULT_CHUNK = 1 << 14
+
+
+@dataclass(frozen=True)
+class WeightedDraw:
+    """Weights of one vectorised draw of a guide.
+
+    Attributes:
+        log_weights: ``log p(x_b, z_sb) - log q(z_sb | x_b)``, shape ``(S, B)``: every site in the data plate, masks applied,
+            plate and annealing scales left out.
+        scale: The plate's scale ``N/B`` of a subsample; 1 without one.
+        model_trace: The model's trace.
+        guide_trace: The guide's trace.
+    """
+
+    log_weights: Tensor
+    scale: float
+    model_trace: poutine.Trace
+    guide_trace: poutine.Trace
+
+
+def draw_weights(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_samples: int,
+    global_values: Mapping[str, Tensor] | None = None,
+) -> WeightedDraw:
+    """Draws ``num_samples`` latents a datum at once and weighs them; differentiable where gradients are enabled."""
+    nesting = _nesting(model, guide, args, kwargs)
+    if global_values:
+        model, guide = poutine.condition(model, global_values), poutine.condition(guide, global_values)
+    particles = pyro.plate("num_particles_vectorized", num_samples, dim=-1 - nesting)
+    with particles:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    with particles:
+        model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs)
+    # An auxiliary site belongs to the guide: the model's replay of it must not be counted twice.
+    terms = [_site_terms(s, num_samples, nesting) for s in model_trace.nodes.values() if _counts(s)]
+    terms += [-_site_terms(s, num_samples, nesting) for s in guide_trace.nodes.values() if _counts(s)]
+    if not terms:
+        raise argument_error("model", "sites inside a data plate at dim -1", "none")
+    scale = next((_plate_scale(s) for s in model_trace.nodes.values() if _counts(s)), 1.0)
+    total = sum(terms[1:], terms[0])
+    batch = max(t.shape[-1] for t in terms)
+    return WeightedDraw(total.expand(num_samples, batch), scale, model_trace, guide_trace)
+
+
+def _counts(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and not is_subsample(site) and in_batch(site)
+
+
+def _plate_scale(site: Mapping[str, Any]) -> float:
+    for frame in site["cond_indep_stack"]:
+        if frame.dim == BATCH_DIM:
+            return (frame.full_size or frame.size) / frame.size  # type: ignore[no-any-return]
+    return 1.0
+
+
+def _nesting(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> int:
+    structure_of = getattr(guide, "structure", None)
+    if structure_of is not None:
+        return int(structure_of(*args, **kwargs).nesting)
+    # A foreign guide: look at both once.
+    traces = [prototype(f, args, kwargs) for f in (model, guide)]
+    return max(1, *(plate_nesting(t) for t in traces))
+
+
+def _site_terms(site: Mapping[str, Any], num_samples: int, nesting: int) -> Tensor:
+    """One site's log probability as ``(S or 1, B or 1)``: every other plate summed."""
+    log_prob = site["fn"].log_prob(site["value"])
+    if site["mask"] is not None:
+        log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, torch.zeros_like(log_prob))
+    if log_prob.dim() <= 1:
+        return log_prob.reshape(1, -1)
+    if log_prob.dim() > nesting + 1:
+        raise argument_error(
+            "model", f"log probabilities over at most {nesting + 1} plates", f"shape {tuple(log_prob.shape)} at {site['name']!r}",
+            "give dimensions that are not plates to the event with .to_event(n)",
+        )
+    has_particles = log_prob.dim() == nesting + 1
+    inner = tuple(range(1 if has_particles else 0, log_prob.dim() - 1))
+    summed = log_prob.sum(inner) if inner else log_prob
+    return summed if has_particles else summed.reshape(1, -1)
+
+
+def global_draw(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Tensor]:
+    """One draw of the guide's global sites (outside the data plate), to be shared by all data and samples."""
+    structure_of = getattr(guide, "structure", None)
+    if structure_of is not None and not structure_of(*args, **kwargs).others:
+        return {}
+    with torch.no_grad(), poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs)
+    return {
+        name: site["value"].detach()
+        for name, site in guide_trace.nodes.items()
+        if site["type"] == "sample"
+        and not is_subsample(site)
+        and not in_batch(site)
+        and name in model_trace.nodes
+        and not site["is_observed"]
+    }
+
+
+def refuse_scores(trace: poutine.Trace) -> None:
+    """Refuses a relaxed score: a number that no measure normalises is not a likelihood."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site["is_observed"] and not is_density(site["fn"]):
+            raise argument_error(
+                "model", "a density for the data", f"a relaxed score at {name!r}, which is not a likelihood",
+                "binarise the data, or use likelihood='continuous_bernoulli'",
+            )
+
+
+def log_weights(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    num_samples: int,
+    *,
+    chunk_size: int | None = None,
+    tolerance: float = 1e-6,
+) -> Tensor:
+    """``log w_sb = log p(x_b, z_sb) - log q(z_sb | x_b)`` of draws ``z_sb ~ q(· | x_b)``, shape ``(S, B)``, in nats.
+
+    ``E[w] = p(x)`` per datum: the sites inside the data plate count, masks applied, plate and annealing scales left out.
+    Global latents are conditioned on one draw of the guide (or on ``given=``), shared by all data and samples. Hamiltonian
+    guides iterate their fixed points to ``tolerance``; a draw that diverged has log weight ``-inf``.
+
+    Args:
+        model: The model itself.
+        guide: Its guide.
+        data: One batch: tensor or array -> ``model(x)``, tuple -> ``model(*batch)``, mapping -> ``model(**batch)``.
+        num_samples: ``S``.
+        chunk_size: Data times samples evaluated at once; memory is bounded by it. None is about 16,000.
+        tolerance: Residual of fixed points.
+
+    Returns:
+        A tensor ``(S, B)`` without gradients.
+
+    Raises:
+        ValueError: Bad data, a model whose data term is a relaxed score, a guide with an unfrozen metric.
+
+    Source: Burda, Grosse and Salakhutdinov (2016), eq. 8.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from riemvae.guides import GaussianGuide
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> guide = GaussianGuide(model, lambda x: (x / 2, torch.full_like(x, 0.5**0.5)))  # the exact posterior
+        >>> log_weights(model, guide, torch.zeros(3, 2), 4).round(decimals=4)[:, 0]
+        tensor([-2.5310, -2.5310, -2.5310, -2.5310])
+    """
+    check_count("num_samples", num_samples)
+    batch = make_batches("data", data, shuffle=False).first()
+    args, kwargs = batch_call(batch)
+    size = batch_length(batch)
+    pairs = DEFAULT_CHUNK if chunk_size is None else check_count("chunk_size", chunk_size)
+    step = max(1, pairs // size)
+    parts = []
+    with torch.no_grad(), evaluating(tolerance):
+        shared = global_draw(model, guide, args, kwargs)
+        for start in range(0, num_samples, step):
+            draw = draw_weights(model, guide, args, kwargs, min(step, num_samples - start), shared)
+            if start == 0:
+                refuse_scores(draw.model_trace)
+                if draw.log_weights.shape[-1] != size:
+                    raise argument_error(
+                        "model", f"one weight for each of the {size} data", f"{draw.log_weights.shape[-1]} of them",
+                        "let the model take the batch as it is, not a subsample that it draws itself",
+                    )
+            parts.append(draw.log_weights)
+    return torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+
+
+def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
+    """``log mean exp`` along ``dim``; ``-inf`` where all are."""
+    return torch.logsumexp(log_weights, dim) - math.log(log_weights.shape[dim])
