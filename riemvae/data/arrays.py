@@ -26,8 +26,8 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
         A detached tensor with at least one dimension and one value.
 
     Raises:
-        ValueError: The data are empty, a single number, text, objects, complex, sparse or ragged, or hold NaN or
-            an infinity (or a masked value).
+        ValueError: The data are empty, one number, text, objects, complex, sparse or ragged, or hold NaN, an
+            infinity or a masked value.
 
     Example:
         >>> as_tensor([[0, 1], [2, 3]]).shape
@@ -50,13 +50,15 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
 
 
 def _as_array(x: Any, name: str) -> np.ndarray:
-    dtypes = getattr(x, "dtypes", None)
-    if dtypes is not None and hasattr(x, "columns"):  # a pandas table: name the columns that are not numbers
-        bad = [str(c) for c, t in zip(x.columns, dtypes) if getattr(t, "kind", "O") not in "biuf"]
+    if hasattr(x, "columns") and hasattr(
+        x, "dtypes"
+    ):  # a pandas table: name the columns that are not numbers
+        bad = [str(c) for c, t in zip(x.columns, x.dtypes) if getattr(t, "kind", "O") not in "biuf"]
         if bad:
-            raise argument_error(
-                name, "numeric columns", f"others: {', '.join(bad)}", "drop them or encode them as numbers"
-            )
+            remedy = "drop them or encode them as numbers"
+            raise argument_error(name, "numeric columns", f"others: {', '.join(bad)}", remedy)
+        x = x.to_numpy(na_value=np.nan)
+        x = x.astype(np.float64) if x.dtype.hasobject else x  # nullable columns
     if hasattr(x, "tocsr"):
         raise argument_error(name, "a dense array", "a sparse matrix", "call .toarray() on it")
     if isinstance(x, (list, tuple)) and x and all(isinstance(item, Tensor) for item in x):

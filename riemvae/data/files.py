@@ -8,6 +8,7 @@ import io
 import os
 import tempfile
 import zipfile
+import zlib
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,11 +39,11 @@ def read_array(path: str | os.PathLike[str], key: str | None = None, label: str 
     """Reads data, and labels if there are any.
 
     * ``.npy``: one array.
-    * ``.npz``: the array named ``key``, else ``x``, else the only one besides the labels; labels from ``label``
-      or ``y``.
+    * ``.npz``: the array named ``key``, else ``x``, else the only one besides the labels; labels from
+      ``label`` or ``y``.
     * ``.csv``: a table of numbers separated by commas (semicolons or tabs when the first line has no comma),
-      with or without a header (a first line without a single number); ``label`` names the column of the labels,
-      which may be text.
+      with or without a header (a first line without a single number); ``label`` names the column of the
+      labels, which may be text.
 
     Args:
         path: The file.
@@ -53,9 +54,9 @@ def read_array(path: str | os.PathLike[str], key: str | None = None, label: str 
         Data, labels and column names.
 
     Raises:
-        ValueError: Unknown suffix, unreadable, truncated or foreign file, Python objects inside, no such key or
-            column, no rows, text in a numeric column, labels of another length; the message names file, line and
-            column.
+        ValueError: Unknown suffix, unreadable, truncated or foreign file, Python objects inside, no such key
+            or column, no rows, text in a numeric column, labels of another length; the message names file,
+            line and column.
         FileNotFoundError: There is no such file.
 
     Example:
@@ -109,9 +110,10 @@ def _checked(path: Path, x: np.ndarray, y: np.ndarray | None) -> ArrayFile:
 
 def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as loaded:
-            return {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else loaded
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         if "Object arrays" in str(error):
             got, remedy = (
                 "an array of Python objects",

@@ -95,8 +95,8 @@ class Affine(Preprocessing):
 class Standardize(Preprocessing):
     """Each column to mean 0 and standard deviation 1 over the training set; the numbers are buffers.
 
-    Columns that are constant in the training set are only centred. Columns of codes or binary values belong in
-    `skip`.
+    Columns that are constant in the training set are only centred. Columns of codes or binary values belong
+    in `skip`.
 
     Args:
         num_columns: Length of the last dimension.

@@ -20,7 +20,7 @@ _PAIRS = 1 << 22  # points times centroids held at once
 _NORMALIZER_DRAWS = 20_000
 _PROPOSAL_CENTERS = 4_096  # of more centroids, a random part carries the proposal
 _PILOT_DRAWS = 4_000
-_PILOT_ROUNDS = 4
+_PILOT_ROUNDS = 8
 
 
 class Ball(constraints.Constraint):
@@ -461,13 +461,12 @@ class _BallMixture:
     ) -> _BallMixture:
         """The mixture after one round of population Monte Carlo towards ``log_density``.
 
-        Weights are truncated at ``√count`` times their mean (Ionides, 2008): one lucky draw must not decide.
+        The weights are flattened as far as they must to be worth a tenth of the draws: the first rounds, from
+        a poor proposal, then go part of the way, and no single lucky draw decides.
         """
         z = self.sample(count, generator, stratified=True)
         parts = self.part_log_probs(z) + self.log_share
-        log_weight = log_density(z) - parts.logsumexp(-1)
-        cap = log_weight.logsumexp(0) - 0.5 * math.log(count)
-        weight = torch.minimum(log_weight, cap).softmax(0)
+        weight = _flattened(log_density(z) - parts.logsumexp(-1), 0.1 * count)
         kinds = parts.softmax(-1)
         share = weight @ kinds
         # The free Gaussian follows the mass that is not spread over the ball.
@@ -491,6 +490,23 @@ def bumps_of(metric: Metric) -> tuple[Tensor, float] | None:
     if centroids is None or temperature is None:
         return None
     return centroids.detach(), float(temperature)
+
+
+def _flattened(log_weight: Tensor, least: float) -> Tensor:
+    """Normalised weights to the largest power up to one that leaves an effective size of at least ``least``."""
+    low, high = 0.0, 1.0
+    log_weight = log_weight.nan_to_num(neginf=torch.finfo(log_weight.dtype).min)
+    power = high
+    for _ in range(20):
+        weight = (power * log_weight).softmax(0)
+        if float(1 / weight.square().sum()) >= least:
+            low = power
+        else:
+            high = power
+        if low == 1.0:
+            break
+        power = 0.5 * (low + high)
+    return (low * log_weight).softmax(0)
 
 
 def _fitted_gaussian(z: Tensor, weight: Tensor, radius: float) -> tuple[Tensor, Tensor]:

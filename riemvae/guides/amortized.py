@@ -97,6 +97,13 @@ class AmortizedGuide(PyroModule):
         new.__dict__["_model_reference"] = (memo.get(id(self.model), self.model),)
         return new
 
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return self._run(self._begin(args, kwargs))
+
+    def _run(self, call: GuideCall) -> dict[str, Tensor]:
+        """Draws the latent within a call, its own or that of the guide that it is the start of."""
+        raise NotImplementedError
+
     # -- the data ------------------------------------------------------------------------------------------------------
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GuideCall:

@@ -48,8 +48,7 @@ class GaussianGuide(AmortizedGuide):
         super().__init__(model, latent=latent, given=given)
         self.encoder = encoder
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        call = self._begin(args, kwargs)
+    def _run(self, call: GuideCall) -> dict[str, Tensor]:
         posterior = self.encoder_posterior(self.encoder, call)
         transform = self._transform(call.structure)
         with call.plates():

@@ -164,7 +164,7 @@ class HamiltonianGuide(AmortizedGuide):
                 u = pyro.sample(name, posterior, infer={"is_auxiliary": True})
             return u, posterior, lambda: posterior.log_prob(u)
         with poutine.trace() as captured, _Rename("_0"):
-            encoder(*call.args, **call.kwargs)
+            encoder._run(call)
         trace = captured.trace
         z = trace.nodes[name]["value"]
         u = z if transform is None else transform.inv(z)
@@ -186,11 +186,10 @@ class HamiltonianGuide(AmortizedGuide):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         if torch.is_inference_mode_enabled():  # the flow differentiates the model: leave that mode, not the request
             with torch.inference_mode(False), torch.no_grad():
-                return self._run(tuple(map(_ordinary, args)), {k: _ordinary(v) for k, v in kwargs.items()})
-        return self._run(args, kwargs)
+                return super().forward(*map(_ordinary, args), **{k: _ordinary(v) for k, v in kwargs.items()})
+        return super().forward(*args, **kwargs)
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        call = self._begin(args, kwargs)
+    def _run(self, call: GuideCall) -> dict[str, Tensor]:
         structure, latent = call.structure, self.latent
         transform = self._transform(structure)
         u_0, posterior, start_log_prob = self._start(call, transform)
@@ -199,7 +198,7 @@ class HamiltonianGuide(AmortizedGuide):
         start = MomentumNormal(EuclideanMetric(d) if metric is None else metric, u_0)
         with call.plates():
             noise = pyro.sample(f"{latent}_momentum", start, infer={"is_auxiliary": True})
-        potential = potential_of(self.model, structure, args, kwargs, call.values)
+        potential = potential_of(self.model, structure, call.args, call.kwargs, call.values)
         if transform is not None:
             potential = _ConstrainedPotential(potential, transform)
 

@@ -98,7 +98,9 @@ def examine(model: Callable[..., Any], latent: str, args: tuple[Any, ...], kwarg
     others = tuple(
         n for n, s in sites.items() if not s["is_observed"] and n != latent and not is_subsample(s)
     )
-    subsampled = frozenset(n for n, s in sites.items() if is_subsample(s))
+    subsampled = frozenset(
+        n for n, s in sites.items() if is_subsample(s) and s["fn"].subsample_size != s["fn"].size
+    )
     return ModelStructure(latent, fn.event_shape, fn.support, frames, subsampled, others, plate_nesting(trace))
 
 

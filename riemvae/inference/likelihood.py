@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from riemvae._checks import check_count
 from riemvae.guides.evaluation import evaluating
@@ -172,9 +173,8 @@ def log_likelihood(
     with torch.random.fork_rng(devices=devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        batches = make_batches("data", data, max(1, pairs // num_samples), shuffle=False) if not _is_loader(data) else (
-            make_batches("data", data, shuffle=False)
-        )
+        size = None if isinstance(data, DataLoader) else max(1, pairs // num_samples)
+        batches = make_batches("data", data, size, shuffle=False)
         device = _device_of(model, guide)
         shared: dict[str, Tensor] | None = None
         num_dims = 0
@@ -205,3 +205,12 @@ def log_likelihood(
             stacklevel=2,
         )
     return LogLikelihood(log_prob, mcse, ess, khat, num_samples, lost, num_dims)
+
+
+def _device_of(*callables: Callable[..., Any]) -> torch.device | None:
+    """Where the first module among them keeps its parameters; None where there is none."""
+    for fn in callables:
+        if isinstance(fn, nn.Module):
+            for parameter in fn.parameters():
+                return parameter.device
+    return None

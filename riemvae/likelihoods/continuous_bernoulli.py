@@ -18,6 +18,8 @@ here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -40,11 +42,10 @@ _SERIES = (
     -3617 / 10670622842880000,
     43867 / 5109094217170944000,
 )
-_SERIES_RADIUS = 1.0
 _ONE_DRAW = torch.Size()
 
 
-def _polynomial(u: Tensor, coefficients: list[float]) -> Tensor:
+def _polynomial(u: Tensor, coefficients: Sequence[float]) -> Tensor:
     """Horner's rule, lowest order first."""
     value = torch.full_like(u, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
@@ -52,31 +53,43 @@ def _polynomial(u: Tensor, coefficients: list[float]) -> Tensor:
     return value
 
 
-def _coefficients(dtype: torch.dtype) -> tuple[float, ...]:
-    return _SERIES if dtype == torch.float64 else _SERIES[:5]
+@lru_cache
+def _series(dtype: torch.dtype, derivative: bool) -> tuple[tuple[float, ...], float]:
+    """Coefficients in ``l²`` of ``(A' - 1/2)/l`` or of ``A''``, and their sum as `_polynomial` rounds it."""
+    terms = _SERIES if dtype == torch.float64 else _SERIES[:5]
+    if derivative:
+        terms = tuple((2 * n + 1) * term for n, term in enumerate(terms))
+    return terms, float(_polynomial(torch.ones((), dtype=dtype, device="cpu"), terms))
+
+
+# Series and closed form meet at |l| = 1. Rather than choose by `torch.where`, which costs more than an
+# exponential, both are evaluated on their own side, with |l| cut at 1, and added:
+# series(min(|l|, 1)) - series(1) + closed(max(|l|, 1)). The first two cancel exactly beyond 1, so that the small
+# variances of large logits keep their digits.
 
 
 def _variance(logits: Tensor) -> Tensor:
     """``A''``, differentiable by autograd any number of times."""
-    near = logits.abs() < _SERIES_RADIUS
-    inner = torch.where(near, logits, 0.0)
-    series = [(2 * n + 1) * c for n, c in enumerate(_coefficients(logits.dtype))]
-    a = torch.where(near, 1.0, logits.abs())
-    decay = torch.exp(-a)
-    return torch.where(near, _polynomial(inner * inner, series), 1 / (a * a) - decay / (1 - decay) ** 2)
+    terms, at_one = _series(logits.dtype, True)
+    a, one = logits.abs(), logits.new_ones(())
+    near, far = torch.minimum(a, one), torch.maximum(a, one)  # at a tie each passes half of the gradient
+    decay = torch.exp(-far)
+    return (_polynomial(near * near, terms) - at_one) + (far**-2 - decay / (1 - decay) ** 2)
 
 
 class _Mean(torch.autograd.Function):
-    """``A'`` with ``A''`` as its derivative: no graph is kept through the two branches."""
+    """``A'`` with ``A''`` as its derivative, so that no graph is kept through the two formulas."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(logits: Tensor) -> Tensor:
-        near = logits.abs() < _SERIES_RADIUS
-        inner = logits * _polynomial(logits * logits, list(_coefficients(logits.dtype)))
-        far = torch.where(near, 1.0, logits)
-        return 0.5 + torch.where(near, inner, 0.5 / torch.tanh(0.5 * far) - 1 / far)
+        terms, at_one = _series(logits.dtype, False)
+        a = logits.abs()
+        near, far = a.clamp_max(1), a.clamp_min(1)
+        closed = 1 / (1 - torch.exp(-far)) - 1 / far - 0.5
+        excess = (near * _polynomial(near * near, terms) - at_one) + closed
+        return 0.5 + torch.copysign(excess, logits)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -28,6 +28,7 @@ GOOD = {
     "trained_tensor": lambda: torch.tensor(VALUES, dtype=torch.float32, requires_grad=True),
     "unmasked": lambda: np.ma.masked_array(VALUES, mask=False),
     "pandas": pandas_table,
+    "pandas_integers": lambda: pandas_table().astype(int),
     "pandas_nullable": lambda: pandas_table().astype("Float64"),
 }
 

@@ -6,8 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
-from riemvae.data import read_array, write_array
 from riemvae.data import files as files_module
+from riemvae.data import read_array, write_array
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(5, 3)) * np.array([1.0, 1e-12, 1e9])
@@ -22,9 +22,7 @@ LABELS = {
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".CSV"])
 def test_round_trip_with_labels(tmp_path, suffix, labels):
     path = tmp_path / f"data{suffix}"
-    write_array(path, TABLE, LABELS[labels], label="site") if suffix != ".npz" else write_array(
-        path, TABLE, LABELS[labels]
-    )
+    write_array(path, TABLE, LABELS[labels], label="site")
     read = read_array(path, label="site" if suffix != ".npz" else None)
     np.testing.assert_array_equal(read.x, TABLE)
     np.testing.assert_array_equal(read.y, LABELS[labels])
@@ -51,11 +49,11 @@ def test_npz_keys(tmp_path):
         read_array(path)
     np.testing.assert_array_equal(read_array(path, key="train").y, np.arange(5))
     np.testing.assert_array_equal(read_array(path, key="train", label="target").y, np.arange(5) * 2)
-    with pytest.raises(ValueError, match="5 labels|2 labels"):
+    with pytest.raises(ValueError, match="expected 2 labels"):
         read_array(path, key="test")
     with pytest.raises(ValueError, match="'train', 'test', 'y', 'target'"):
         read_array(path, key="x")
-    with pytest.raises(ValueError, match="label in many.npz"):
+    with pytest.raises(ValueError, match=r"label in many\.npz"):
         read_array(path, label="labels")
     np.savez(path, images=TABLE, y=np.arange(5))
     np.testing.assert_array_equal(read_array(path).x, TABLE)
@@ -76,7 +74,7 @@ def test_files_that_could_run_code_are_refused(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=f"{name}: expected a numpy"):
             read_array(name)
     assert not os.path.exists("ran")
-    with pytest.raises(ValueError, match="running|run code"):
+    with pytest.raises(ValueError, match="run code"):
         write_array("d.npz", TABLE, np.array([Payload()] * 5, dtype=object))
 
 

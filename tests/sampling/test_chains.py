@@ -16,7 +16,9 @@ def density(d, dtype=torch.float32):
     generator = torch.Generator().manual_seed(3)
     centroids = 1.2 * torch.randn(5, d, generator=generator)
     factors = 0.3 * torch.randn(5, d, d, generator=generator).tril() + 0.6 * torch.eye(d)
-    return InverseVolume(CentroidMetric(centroids.to(dtype), factors.to(dtype), temperature=0.6, regularization=0.05))
+    return InverseVolume(
+        CentroidMetric(centroids.to(dtype), factors.to(dtype), temperature=0.6, regularization=0.05)
+    )
 
 
 def cell_probabilities(target, cells, fine=24):
@@ -77,7 +79,9 @@ def test_the_grid_test_has_power(d):
     torch.manual_seed(0)
     proposals = target.importance_sample(100_000)
     for exponent in (-1.0, 0.0, 0.5, 2.0):
-        weight = proposals.log_weight + (exponent - 1) * target.log_density(proposals.points).nan_to_num(neginf=0)
+        weight = proposals.log_weight + (exponent - 1) * target.log_density(proposals.points).nan_to_num(
+            neginf=0
+        )
         index = torch.multinomial(weight.softmax(0), 1500)
         assert cell_p_value(target, proposals.points[index], 24 if d == 1 else 9) < 1e-4
 

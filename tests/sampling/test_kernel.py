@@ -21,7 +21,9 @@ def banana(z):
 
 
 @pytest.mark.parametrize("mass", [None, torch.tensor([0.5, 3.0], dtype=torch.float64)], ids=["unit", "mass"])
-@pytest.mark.parametrize("density", [gaussian(torch.tensor([1.0, 9.0], dtype=torch.float64)), quartic, banana])
+@pytest.mark.parametrize(
+    "density", [gaussian(torch.tensor([1.0, 9.0], dtype=torch.float64)), quartic, banana]
+)
 def test_trajectory_reverses(density, mass):
     torch.manual_seed(0)
     kernel = HMC(density, 0.05, 20, mass)
@@ -40,7 +42,9 @@ def test_trajectory_follows_the_oscillator():
     errors = []
     for steps in (50, 100):
         kernel = HMC(gaussian(1.0), time / steps, steps, mass)
-        end, _ = kernel.trajectory(kernel.init(torch.ones(1, 1, dtype=torch.float64)), torch.zeros(1, 1).double())
+        end, _ = kernel.trajectory(
+            kernel.init(torch.ones(1, 1, dtype=torch.float64)), torch.zeros(1, 1).double()
+        )
         errors.append(abs(float(end.position) - math.cos(time / 2)))
     assert errors[0] < 1e-3
     assert 3.8 < errors[0] / errors[1] < 4.2
@@ -83,11 +87,12 @@ def test_gaussian_is_invariant(mass, jitter):
 def test_without_acceptance_the_same_trajectories_are_biased():
     """The power of the test above: leapfrog alone, at that step, does not keep the variance."""
     torch.manual_seed(1)
-    kernel = HMC(gaussian(torch.ones(3)), 1.0, 3)
-    state = kernel.init(torch.randn(40_000, 3))
+    scale = torch.tensor([1.0, 2.0, 0.7])
+    kernel = HMC(gaussian(scale**-2), 1.0, 3)
+    state = kernel.init(torch.randn(40_000, 3) * scale)
     for _ in range(4):
         state, _ = kernel.trajectory(state, torch.randn(40_000, 3))
-    assert (state.position.square().mean() - 1).abs() > 0.05
+    assert ((state.position / scale).square().mean(0) - 1).abs().max() > 20 * math.sqrt(2 / 40_000)
 
 
 @pytest.mark.parametrize("offset", [1e4, -1e4, 1e8])
@@ -145,18 +150,16 @@ def test_broken_density_is_a_divergence_of_that_chain_alone(broken):
     torch.manual_seed(4)
     kernel = HMC(density, 0.3, 5)
     start = torch.zeros(100, 2)
+    start[:10, 0] = 4.9
     state = kernel.init(start)
-    far = ChainState(start.clone(), state.log_density, state.gradient)
-    far.position[:10, 0] = 4.9
-    state = kernel.init(far.position)
-    momentum_up = state.gradient.clone()
-    momentum_up[:10, 0] = 50.0  # these ten are thrown over the edge by a wrong carried gradient
-    state = ChainState(state.position, state.log_density, momentum_up)
+    thrown = state.gradient.clone()
+    thrown[:10, 0] = 50.0  # a wrong carried gradient throws these ten over the edge
+    state = ChainState(state.position, state.log_density, thrown)
     new, info = kernel(state)
     assert info.diverged[:10].all() and not info.diverged[10:].any()
     assert torch.equal(new.position[:10], state.position[:10])
     assert (info.acceptance[:10] == 0).all()
-    assert torch.isfinite(new.position).all() and info.accepted[10:].all()
+    assert torch.isfinite(new.position).all() and info.accepted[10:].float().mean() > 0.8
 
 
 def test_unstable_step_is_a_divergence():
