@@ -1,8 +1,9 @@
 """Generative latent-variable models whose latent space has a geometry, as Pyro model/guide pairs."""
 
-from riemvae import distributions, geometry, guides, inference, likelihoods, networks, priors, sampling
+from riemvae import data, distributions, geometry, guides, inference, likelihoods, networks, priors, sampling, zoo
 from riemvae.autoencoder import VAE
 from riemvae.inference import ELBO, IWAE, fit, log_likelihood, log_weights
+from riemvae.persistence import load, save
 
 __version__ = "0.1.0"
 
@@ -10,15 +11,19 @@ __all__ = [
     "ELBO",
     "IWAE",
     "VAE",
+    "data",
     "distributions",
     "fit",
     "geometry",
     "guides",
     "inference",
     "likelihoods",
+    "load",
     "log_likelihood",
     "log_weights",
     "networks",
     "priors",
     "sampling",
+    "save",
+    "zoo",
 ]

@@ -62,7 +62,10 @@ def check_finite(name: str, value: Tensor, remedy: str | None = None) -> None:
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         bad = int((~torch.isfinite(value)).sum())
         raise argument_error(
-            name, "finite values", f"{bad} NaN or infinite of {value.numel()}", remedy or "drop or impute them"
+            name,
+            "finite values",
+            f"{bad} NaN or infinite of {value.numel()}",
+            remedy or "drop or impute them",
         )
 
 

@@ -75,7 +75,10 @@ class VAE(PyroModule):
         shape = getattr(prior, "event_shape", None)
         if shape != (self.latent_dim,):
             raise argument_error(
-                "prior", f"a distribution with event shape ({self.latent_dim},)", f"event shape {shape}", "use .to_event(1)"
+                "prior",
+                f"a distribution with event shape ({self.latent_dim},)",
+                f"event shape {shape}",
+                "use .to_event(1)",
             )
         return prior  # type: ignore[no-any-return]
 
@@ -98,11 +101,15 @@ class VAE(PyroModule):
             distribution = self.likelihood(self.decode(z), z.dim() - 1)
             if x is not None and x.shape[1:] != distribution.event_shape:
                 raise argument_error(
-                    "x", f"a batch of data of shape {tuple(distribution.event_shape)}, as the decoder gives", x
+                    "x",
+                    f"a batch of data of shape {tuple(distribution.event_shape)}, as the decoder gives",
+                    x,
                 )
             return pyro.sample("x", distribution, obs=x)  # type: ignore[no-any-return]
 
-    def latent_potential(self, latent: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Potential | None:
+    def latent_potential(
+        self, latent: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Potential | None:
         """``-log p(x, z)`` of a batch with its gradient, without tracing; None where a subclass changed the model."""
         x = args[0] if args else kwargs.get("x")
         changed = type(self).forward is not VAE.forward or type(self).decode is not VAE.decode

@@ -31,7 +31,9 @@ class PhaseSpace(TorchDistribution):
     def __init__(self, position: TorchDistribution, metric: Metric | None = None) -> None:
         if len(position.event_shape) != 1:
             raise argument_error(
-                "position", "a distribution with event shape (d,)", f"event shape {tuple(position.event_shape)}",
+                "position",
+                "a distribution with event shape (d,)",
+                f"event shape {tuple(position.event_shape)}",
                 "use .to_event(1)",
             )
         d = position.event_shape[0]
@@ -113,7 +115,11 @@ class HamiltonianPosterior(TransformedDistribution):
             self.flow = Leapfrog(potential, **options)  # type: ignore[arg-type]
         else:
             self.flow = RiemannianLeapfrog(
-                potential, metric, fixed_point_steps=fixed_point_steps, tolerance=tolerance, **options  # type: ignore[arg-type]
+                potential,
+                metric,
+                fixed_point_steps=fixed_point_steps,
+                tolerance=tolerance,
+                **options,  # type: ignore[arg-type]
             )
         super().__init__(PhaseSpace(position, metric), [self.flow], validate_args=False)
 

@@ -18,7 +18,8 @@ from riemvae.geometry import CentroidMetric, Metric
 
 _PAIRS = 1 << 22  # points times centroids held at once
 _NORMALIZER_DRAWS = 20_000
-_PROPOSAL_CENTERS = 4_096  # of more centroids, a random part carries the proposal
+_MEAN_SHIFTS = 10
+_PROPOSAL_CENTERS = 2_048  # of more centroids, a random part carries the proposal
 _PILOT_DRAWS = 4_000
 _PILOT_ROUNDS = 8
 
@@ -351,19 +352,26 @@ class InverseVolume(TorchDistribution):
             if len(centers) > _PROPOSAL_CENTERS:
                 chosen = torch.randperm(len(centers), generator=generator, device=centers.device)
                 centers = centers[chosen[:_PROPOSAL_CENTERS]]
+            # Overlapping bumps add up between their centroids: the modes lie there. A step of T²/d is one of mean
+            # shift where λ is negligible.
+            modes = centers
+            for _ in range(_MEAN_SHIFTS):
+                ascent = [self.log_density_and_gradient(part)[1] for part in modes.split(1 << 14)]
+                modes = modes + temperature**2 / d * torch.cat(ascent)
+            centers = torch.cat([centers, modes])
             orders = sorted({1.0, *(max(1.0, d / 2**k) for k in range(d.bit_length()))})
             variances = [temperature**2 / k for k in orders]
-            # The height of the k-th term at a centroid is G⁻¹'s mean scale there to the power k/2, shared by
-            # the centroids within reach; a tenth is spread evenly so that no lone centroid is forgotten.
+            # The height of the k-th term at a centre is G⁻¹'s mean scale there to the power k/2, shared by
+            # the centres within its reach; a tenth is spread evenly so that no lone centroid is forgotten.
             log_scale = 2 / d * torch.cat([-self.metric.log_volume(c) for c in centers.split(1 << 14)])
-            chunks = _squared_distance_chunks(centers, centers)
-            neighbours = torch.cat([(-part / temperature**2).exp().sum(-1) for part in chunks])
-            log_center = torch.stack(
-                [(0.5 * k * log_scale - neighbours.log()).log_softmax(0) for k in orders]
-            )
-            log_center = torch.logaddexp(
-                log_center + math.log(0.9), log_center.new_tensor(math.log(0.1 / len(centers)))
-            )
+            crowds = [
+                torch.stack([(-square / (2 * v)).logsumexp(-1) for v in variances])
+                for square in _squared_distance_chunks(centers, centers)
+            ]
+            height = torch.stack([0.5 * k * log_scale for k in orders])
+            log_center = (height - torch.cat(crowds, -1)).log_softmax(-1)
+            even = log_center.new_tensor(math.log(0.1 / len(centers)))
+            log_center = torch.logaddexp(log_center + math.log(0.9), even)
         share = like.new_ones(1 + len(variances)).log_softmax(0)
         mixture = _BallMixture(self.radius, centers, variances, log_center, share)
         for _ in range(_PILOT_ROUNDS):

@@ -8,7 +8,15 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_count, check_positive
-from riemvae.geometry import IntegratorInfo, Metric, Potential, generalized_leapfrog, inverse_temperatures, leapfrog
+from riemvae.geometry import (
+    IntegratorInfo,
+    Metric,
+    Potential,
+    generalized_leapfrog,
+    inverse_temperatures,
+    leapfrog,
+)
+
 
 class _HamiltonianFlow(TransformModule):
     """What the two leapfrog transforms share: the split of the event, and the inverse by reversed momentum.
@@ -87,7 +95,12 @@ class Leapfrog(_HamiltonianFlow):
     """
 
     def __init__(
-        self, potential: Potential, *, step_size: float | Tensor, num_steps: int, tempering: float | Tensor = 1.0
+        self,
+        potential: Potential,
+        *,
+        step_size: float | Tensor,
+        num_steps: int,
+        tempering: float | Tensor = 1.0,
     ) -> None:
         super().__init__(potential, step_size, num_steps, tempering)
 

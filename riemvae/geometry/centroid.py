@@ -82,7 +82,9 @@ class _CentroidLocal(LocalMetric):
     def pullback(self, matrix: Tensor) -> Tensor:
         d = self.metric.latent_dim
         packed = matrix.reshape(-1, d * d).index_select(-1, self.metric._pack)
-        parts = (((packed @ tile.weighted.mT) * weight) @ tile.extended for tile, weight in self._tile_weights())
+        parts = (
+            ((packed @ tile.weighted.mT) * weight) @ tile.extended for tile, weight in self._tile_weights()
+        )
         total = cast(Tensor, sum(parts))  # (points, d + 1): S·C and ΣS
         pulled = (total[:, :d] - self._flat * total[:, d:]) * (2.0 / self.metric.temperature**2)
         return pulled.reshape(self.z.shape)
@@ -153,7 +155,9 @@ class CentroidMetric(Metric):
             raise argument_error("centroids", "a tensor (N, d) with at least one centroid", centroids)
         n, d = centroids.shape
         if tuple(factors.shape) != (n, d, d):
-            raise argument_error("factors", f"a tensor {(n, d, d)}, one lower triangular factor a centroid", factors)
+            raise argument_error(
+                "factors", f"a tensor {(n, d, d)}, one lower triangular factor a centroid", factors
+            )
         super().__init__(d)
         check_positive("temperature", temperature)
         if regularization != 0:
@@ -163,7 +167,10 @@ class CentroidMetric(Metric):
             check_finite("factors", factors)
             if bool((factors.triu(1) != 0).any()):
                 raise argument_error(
-                    "factors", "lower triangular matrices", "entries above the diagonal", "pass torch.tril(factors)"
+                    "factors",
+                    "lower triangular matrices",
+                    "entries above the diagonal",
+                    "pass torch.tril(factors)",
                 )
         self.temperature, self.regularization = float(temperature), float(regularization)
         self.register_buffer("centroids", centroids)
@@ -177,13 +184,25 @@ class CentroidMetric(Metric):
     @classmethod
     def from_covariances(cls, centroids: Tensor, covariances: Tensor, **options: float) -> CentroidMetric:
         """The metric with ``A_i`` given: ``covariances (N, d, d)``, or ``(N, d)`` for diagonal ones."""
-        factors = torch.diag_embed(covariances.sqrt()) if covariances.dim() == 2 else torch.linalg.cholesky(covariances)
+        factors = (
+            torch.diag_embed(covariances.sqrt())
+            if covariances.dim() == 2
+            else torch.linalg.cholesky(covariances)
+        )
         return cls(centroids, factors, **options)
 
     def _prepared(self) -> _Prepared:
         # What is derived from the buffers is kept until one of them is replaced or written to.
-        key = (self.centroids, self.factors, _version(self.centroids), _version(self.factors), torch.is_grad_enabled())
-        if self._cache is not None and all(a is b or (isinstance(a, int) and a == b) for a, b in zip(self._cache[0], key)):
+        key = (
+            self.centroids,
+            self.factors,
+            _version(self.centroids),
+            _version(self.factors),
+            torch.is_grad_enabled(),
+        )
+        if self._cache is not None and all(
+            a is b or (isinstance(a, int) and a == b) for a, b in zip(self._cache[0], key)
+        ):
             return self._cache[1]
         prepared = _Prepared(self)
         self._cache = (key, prepared)

@@ -55,7 +55,9 @@ def inverse_temperatures(tempering: float | Tensor, num_steps: int) -> list[floa
     return [1.0 / ((1.0 - start) * (k * k / num_steps**2) + start) for k in range(num_steps)] + [1.0]
 
 
-def _check(z: Tensor, v: Tensor, step_size: float | Tensor, num_steps: int, tempering: float | Tensor) -> None:
+def _check(
+    z: Tensor, v: Tensor, step_size: float | Tensor, num_steps: int, tempering: float | Tensor
+) -> None:
     if z.shape != v.shape or z.dim() == 0:
         raise argument_error("v", f"a momentum of the shape of z, {tuple(z.shape)}", v)
     check_count("num_steps", num_steps, minimum=0)
@@ -238,7 +240,9 @@ def generalized_leapfrog(
         velocity = local.velocity(v)
         origin = z + half * velocity
 
-        def advance(x: Tensor, z: Tensor = z, v: Tensor = v, origin: Tensor = origin, known: Tensor = velocity) -> Tensor:
+        def advance(
+            x: Tensor, z: Tensor = z, v: Tensor = v, origin: Tensor = origin, known: Tensor = velocity
+        ) -> Tensor:
             return origin + half * (known if x is z else metric.at(x).velocity(v))
 
         z = solve(advance, z)

@@ -210,7 +210,9 @@ class Metric(nn.Module):
         if type(self).inverse is not Metric.inverse:
             return True
         if type(self).tensor is Metric.tensor:
-            raise NotImplementedError(f"{type(self).__name__} gives neither tensor(z) nor inverse(z): define one of them")
+            raise NotImplementedError(
+                f"{type(self).__name__} gives neither tensor(z) nor inverse(z): define one of them"
+            )
         return False
 
     def tensor(self, z: Tensor) -> Tensor:

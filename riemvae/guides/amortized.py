@@ -52,7 +52,12 @@ class GuideCall:
         """The rows of ``x`` that this call is about, where the model draws its own subsample of it."""
         for plate in self._plates:
             drawn = plate.name in self.structure.subsampled and plate.dim == BATCH_DIM
-            if drawn and isinstance(x, Tensor) and x.shape[:1] == (plate.size,) and plate.subsample_size != plate.size:
+            if (
+                drawn
+                and isinstance(x, Tensor)
+                and x.shape[:1] == (plate.size,)
+                and plate.subsample_size != plate.size
+            ):
                 return x[plate.indices]
         return x
 
@@ -71,7 +76,9 @@ class AmortizedGuide(PyroModule):
         super().__init__(type(self).__name__)
         if inspect.ismethod(model) and isinstance(model.__self__, nn.Module):
             raise argument_error(
-                "model", "the module itself", f"its bound method {model.__name__!r}, whose parameters nothing would train",
+                "model",
+                "the module itself",
+                f"its bound method {model.__name__!r}, whose parameters nothing would train",
                 "pass the module",
             )
         if not callable(model):
@@ -109,7 +116,9 @@ class AmortizedGuide(PyroModule):
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GuideCall:
         if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
             raise argument_error(
-                "x", "data for the encoder", "no tensor at all",
+                "x",
+                "data for the encoder",
+                "no tensor at all",
                 "to draw from the prior, call the model without this guide",
             )
         structure = self.structure(*args, **kwargs)
@@ -187,32 +196,50 @@ class AmortizedGuide(PyroModule):
         transform = biject_to(structure.support)
         if transform.inverse_shape(structure.event_shape) != structure.event_shape:
             raise argument_error(
-                "model", "a latent whose support has as many dimensions as its event",
-                f"{structure.latent!r} on {structure.support}", "reparametrise it in unconstrained coordinates",
+                "model",
+                "a latent whose support has as many dimensions as its event",
+                f"{structure.latent!r} on {structure.support}",
+                "reparametrise it in unconstrained coordinates",
             )
         return transform
 
     def encoder_posterior(self, encoder: Callable[..., Any], call: GuideCall) -> TorchDistribution:
         """``q(·|x)`` in unconstrained coordinates: the encoder's distribution, or a normal of its ``(loc, scale)``."""
-        result = self._encode(encoder, self._inputs(call))
-        if isinstance(result, torch.distributions.Distribution):
-            posterior = result
-            if len(posterior.event_shape) == 0:
-                posterior = posterior.to_event(1)
-        else:
-            try:
-                loc, scale = result
-            except (TypeError, ValueError):
-                raise argument_error(
-                    "encoder", "a callable x -> (loc, scale) or x -> Distribution", f"one that returned {type(result)}"
-                ) from None
-            posterior = dist.Normal(loc, scale, validate_args=False).to_event(1)
+        posterior = as_posterior(self._encode(encoder, self._inputs(call)))
         if posterior.event_shape != call.structure.event_shape:
             raise argument_error(
-                "encoder", f"a posterior with event shape {tuple(call.structure.event_shape)}, as the model's latent",
+                "encoder",
+                f"a posterior with event shape {tuple(call.structure.event_shape)}, as the model's latent",
                 f"event shape {tuple(posterior.event_shape)}",
             )
         return posterior
+
+    def encoder_distribution(self, *args: Any) -> TorchDistribution:
+        """What the encoder says of ``x``, ``(B, d)``: the start of the guide, whatever flow follows.
+
+        Args:
+            args: The model's arguments, ``x`` first.
+        """
+        encoder: Any = self
+        while isinstance(encoder, AmortizedGuide):
+            encoder = encoder.encoder
+        with poutine.block():
+            return as_posterior(self._encode(encoder, list(args)))
+
+
+def as_posterior(result: Any) -> TorchDistribution:
+    """An encoder's result as a distribution with event ``(d,)``."""
+    if isinstance(result, torch.distributions.Distribution):
+        return result if len(result.event_shape) else result.to_event(1)  # type: ignore[attr-defined,no-any-return]
+    try:
+        loc, scale = result
+    except (TypeError, ValueError):
+        raise argument_error(
+            "encoder",
+            "a callable x -> (loc, scale) or x -> Distribution",
+            f"one that returned {type(result)}",
+        ) from None
+    return dist.Normal(loc, scale, validate_args=False).to_event(1)  # type: ignore[no-any-return]
 
 
 def _signature(value: Any) -> Any:
@@ -235,6 +262,8 @@ def _required_arguments(encoder: Callable[..., Any]) -> int:
     except (TypeError, ValueError):
         return 1
     required = [
-        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     return max(1, len(required))

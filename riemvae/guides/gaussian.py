@@ -43,7 +43,12 @@ class GaussianGuide(AmortizedGuide):
     """
 
     def __init__(
-        self, model: Callable[..., Any], encoder: Callable[..., Any], *, latent: str = "z", given: Given | None = None
+        self,
+        model: Callable[..., Any],
+        encoder: Callable[..., Any],
+        *,
+        latent: str = "z",
+        given: Given | None = None,
     ) -> None:
         super().__init__(model, latent=latent, given=given)
         self.encoder = encoder
@@ -61,7 +66,9 @@ class GaussianGuide(AmortizedGuide):
         """Registers ``z = T(u)``; the log-determinant goes into a factor, which every ELBO of Pyro keeps."""
         z = transform(u)
         log_det = transform.log_abs_det_jacobian(u, z)
-        pyro.factor(f"{self.latent}_jacobian", -log_det.reshape(u.shape[:-1] + (-1,)).sum(-1), has_rsample=True)
+        pyro.factor(
+            f"{self.latent}_jacobian", -log_det.reshape(u.shape[:-1] + (-1,)).sum(-1), has_rsample=True
+        )
         return pyro.sample(self.latent, pyro.distributions.Delta(z, event_dim=1))
 
     def posterior(self, *args: Any, **kwargs: Any) -> Any:

@@ -117,7 +117,9 @@ class HamiltonianGuide(AmortizedGuide):
         check_positive("tempering", tempering)
         self.learn_step_size, self.learn_tempering = learn_step_size, learn_tempering
         if learn_step_size:
-            self.log_step_size = nn.Parameter(torch.as_tensor(step_size, dtype=torch.get_default_dtype()).log())
+            self.log_step_size = nn.Parameter(
+                torch.as_tensor(step_size, dtype=torch.get_default_dtype()).log()
+            )
         elif isinstance(step_size, Tensor):
             self.register_buffer("_fixed_step_size", step_size)
         else:
@@ -184,7 +186,9 @@ class HamiltonianGuide(AmortizedGuide):
         return self.encoder_posterior(self.encoder, call)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        if torch.is_inference_mode_enabled():  # the flow differentiates the model: leave that mode, not the request
+        if (
+            torch.is_inference_mode_enabled()
+        ):  # the flow differentiates the model: leave that mode, not the request
             with torch.inference_mode(False), torch.no_grad():
                 return super().forward(*map(_ordinary, args), **{k: _ordinary(v) for k, v in kwargs.items()})
         return super().forward(*args, **kwargs)
@@ -226,7 +230,11 @@ class HamiltonianGuide(AmortizedGuide):
         else:
             z = u
         if any_failed:
-            factor = torch.where(failed, self._cancel(evaluation, potential, transform, u_0, start, noise, start_log_prob), factor)
+            factor = torch.where(
+                failed,
+                self._cancel(evaluation, potential, transform, u_0, start, noise, start_log_prob),
+                factor,
+            )
         with call.plates():
             pyro.factor(f"{latent}_flow", factor, has_rsample=True)
             pyro.sample(latent, dist.Delta(z, event_dim=1))
@@ -356,7 +364,9 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
         if isinstance(self._metric, Metric):
             return self._metric
         if self._frozen_metric is None:
-            raise RuntimeError("the metric is learned and not frozen yet: call guide.freeze_metric(x) after training")
+            raise RuntimeError(
+                "the metric is learned and not frozen yet: call guide.freeze_metric(x) after training"
+            )
         return self._frozen_metric
 
     def _call_metric(self, call: GuideCall, posterior: Any) -> Metric | None:
@@ -364,7 +374,8 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
             return self.metric
         if current_evaluation() is not None:
             raise argument_error(
-                "guide", "a guide whose metric is frozen, for an estimate of a likelihood",
+                "guide",
+                "a guide whose metric is frozen, for an estimate of a likelihood",
                 "a metric that is built from each minibatch and would make the value depend on its size",
                 "call guide.freeze_metric(x) with the training data first",
             )
@@ -378,7 +389,9 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
     def _loc(posterior: Any) -> Tensor:
         if posterior is None:
             raise argument_error(
-                "encoder", "an encoder or a guide with one, whose means are the centroids", "a guide without an encoder",
+                "encoder",
+                "an encoder or a guide with one, whose means are the centroids",
+                "a guide without an encoder",
                 "pass a fixed Metric instead",
             )
         loc = posterior.mean
@@ -405,7 +418,11 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
     # -- the metric after training -------------------------------------------------------------------------------------
 
     def freeze_metric(
-        self, *args: Any, batch_size: int | None = None, chunk_size: int = 4096, max_centroids: int | None = None
+        self,
+        *args: Any,
+        batch_size: int | None = None,
+        chunk_size: int = 4096,
+        max_centroids: int | None = None,
     ) -> Metric:
         """Builds the metric once from a whole data set with the weights as they are, and keeps it in buffers.
 
@@ -433,18 +450,13 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
             args = tuple(a[chosen.to(a.device)] if isinstance(a, Tensor) and len(a) == n else a for a in args)
             n = len(chosen)
         scale = (batch_size or self._batch_size or n) / n
-        encoder: Any = self.encoder
-        while isinstance(encoder, AmortizedGuide):
-            encoder = encoder.encoder
         was_training = self.training
         self.eval()
         parts = []
         with torch.no_grad(), poutine.block():
             for rows in torch.arange(n).split(chunk_size):
                 chunk = [a[rows.to(a.device)] if isinstance(a, Tensor) and len(a) == n else a for a in args]
-                encoded = self._encode(encoder, chunk)
-                loc = encoded.mean if isinstance(encoded, torch.distributions.Distribution) else encoded[0]
-                parts.append(self._metric(chunk[0], loc))  # type: ignore[operator]
+                parts.append(self._metric(chunk[0], self.encoder_distribution(*chunk).mean))  # type: ignore[operator]
         self.train(was_training)
         self._frozen_metric = _joined(parts, scale)
         return self._frozen_metric
@@ -459,9 +471,7 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
         if centroids is not None and self._frozen_metric is None:
             n, d = centroids.shape
             blank = CentroidMetric(centroids.new_zeros(n, d), centroids.new_zeros(n, d, d))
-            blank._load_from_state_dict(
-                state_dict, f"{prefix}_frozen_metric.", {}, True, [], [], []
-            )
+            blank._load_from_state_dict(state_dict, f"{prefix}_frozen_metric.", {}, True, [], [], [])
             self._frozen_metric = blank
 
 
@@ -479,6 +489,8 @@ def _joined(parts: list[Metric], scale: float) -> Metric:
     if len(parts) == 1:
         return parts[0]
     raise argument_error(
-        "chunk_size", "at least the number of data, for a metric that is not a CentroidMetric", f"{len(parts)} chunks",
+        "chunk_size",
+        "at least the number of data, for a metric that is not a CentroidMetric",
+        f"{len(parts)} chunks",
         "pass a larger chunk_size",
     )

@@ -66,7 +66,9 @@ def plate_nesting(trace: poutine.Trace) -> int:
     return max(dims, default=0)
 
 
-def examine(model: Callable[..., Any], latent: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelStructure:
+def examine(
+    model: Callable[..., Any], latent: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ModelStructure:
     """Runs ``model`` once, away from all handlers and without touching the random state, and reads its structure.
 
     Raises:
@@ -79,20 +81,26 @@ def examine(model: Callable[..., Any], latent: str, args: tuple[Any, ...], kwarg
         free = [n for n, s in sites.items() if not s["is_observed"] and not is_subsample(s)]
         state = "observed" if latent in sites else "missing"
         raise argument_error(
-            "latent", f"the name of a latent site of the model; it has {free or 'none'}", f"{latent!r}, which is {state}",
+            "latent",
+            f"the name of a latent site of the model; it has {free or 'none'}",
+            f"{latent!r}, which is {state}",
             "name the site with latent=",
         )
     site = sites[latent]
     fn: TorchDistribution = site["fn"]
     if len(fn.event_shape) != 1:
         raise argument_error(
-            "model", f"a latent {latent!r} with event shape (d,)", f"event shape {tuple(fn.event_shape)}",
+            "model",
+            f"a latent {latent!r} with event shape (d,)",
+            f"event shape {tuple(fn.event_shape)}",
             "give its distribution one event dimension with .to_event(1)",
         )
     frames = tuple(frame for frame in site["cond_indep_stack"] if frame.vectorized)
     if not any(frame.dim == BATCH_DIM for frame in frames):
         raise argument_error(
-            "model", f"the latent {latent!r} inside a data plate at dim -1", "a site outside such a plate",
+            "model",
+            f"the latent {latent!r} inside a data plate at dim -1",
+            "a site outside such a plate",
             'wrap it in `with pyro.plate("data", len(x)):`',
         )
     others = tuple(
@@ -101,7 +109,9 @@ def examine(model: Callable[..., Any], latent: str, args: tuple[Any, ...], kwarg
     subsampled = frozenset(
         n for n, s in sites.items() if is_subsample(s) and s["fn"].subsample_size != s["fn"].size
     )
-    return ModelStructure(latent, fn.event_shape, fn.support, frames, subsampled, others, plate_nesting(trace))
+    return ModelStructure(
+        latent, fn.event_shape, fn.support, frames, subsampled, others, plate_nesting(trace)
+    )
 
 
 def in_batch(site: Mapping[str, Any]) -> bool:
@@ -170,7 +180,9 @@ class LogJoint:
 def refuse_unconditioned(names: list[str]) -> None:
     """The error for latent sites that the guide has no value for."""
     raise argument_error(
-        "given", "a value or a guide for every latent besides the guided one", f"nothing for {names}",
+        "given",
+        "a value or a guide for every latent besides the guided one",
+        f"nothing for {names}",
         "pass given={name: value}, or given= a guide of these sites, or condition the model on them "
         "(a discrete nuisance must be summed out by hand)",
     )

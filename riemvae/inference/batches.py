@@ -1,7 +1,7 @@
 """Data of any kind as batches.
 
-A batch is a tensor for ``model(x)``, a tuple for ``model(*batch)`` or a mapping for ``model(**batch)``. Arrays
-in memory are cut by index tensors, a whole batch at once; data sets and loaders go through torch's
+A batch is a tensor for ``model(x)``, a tuple for ``model(*batch)`` or a mapping for ``model(**batch)``.
+Arrays in memory are cut by index tensors, a whole batch at once; data sets and loaders go through torch's
 ``DataLoader``.
 """
 

@@ -107,7 +107,11 @@ def _dimension_kl(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Ten
 
 
 def _loss_and_grads(
-    objective: Any, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    objective: Any,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> float:
     loss = objective.differentiable_loss(model, guide, *args, **kwargs)
     if loss.requires_grad:
@@ -160,11 +164,15 @@ class IWAE(PyroELBO):
                 continue
             if not in_batch(site):
                 raise argument_error(
-                    "guide", "latents inside the data plate", f"the global latent {name!r}",
+                    "guide",
+                    "latents inside the data plate",
+                    f"the global latent {name!r}",
                     "condition the model on it, or use ELBO",
                 )
             if not site["fn"].has_rsample:
-                raise argument_error("guide", "reparametrised draws (has_rsample)", f"{name!r} without", "use ELBO")
+                raise argument_error(
+                    "guide", "reparametrised draws (has_rsample)", f"{name!r} without", "use ELBO"
+                )
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """The loss without its gradient."""
@@ -178,6 +186,8 @@ class IWAE(PyroELBO):
         return _loss_and_grads(self, model, guide, args, kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        return pyro.infer.trace_elbo.get_importance_trace(  # pragma: no cover - Pyro's base asks for it to exist
-            "flat", self.max_plate_nesting, model, guide, args, kwargs
+        return (
+            pyro.infer.trace_elbo.get_importance_trace(  # pragma: no cover - Pyro's base asks for it to exist
+                "flat", self.max_plate_nesting, model, guide, args, kwargs
+            )
         )

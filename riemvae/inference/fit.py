@@ -20,6 +20,7 @@ from torch import nn
 
 from riemvae._checks import argument_error, check_count, check_positive, describe
 from riemvae.inference.batches import make_batches
+from riemvae.inference.bounds import ELBO
 from riemvae.inference.history import History
 
 STOP_REASONS = {
@@ -119,14 +120,16 @@ def fit(
 
     .. math:: \frac{\sum_b L_b \, n_b / m_b}{\sum_b (n_b - r_b)},
 
-    over the batches :math:`b` of an epoch, with :math:`n_b` data, :math:`r_b` of them left out by the guide
-    (its attribute ``num_diverged`` after the call, if it has one) and :math:`m_b` the number of data over
-    which the loss is a sum: :math:`n_b`, or the size of the plate of which the batch is a subsample.
+    over the batches :math:`b` of an epoch, with :math:`n_b` data, :math:`r_b` of them left out (the
+    objective's attribute ``num_left_out`` after the call or, without it, the guide's ``num_diverged``; none
+    without either) and :math:`m_b` the number of data over which the loss is a sum: :math:`n_b`, or the size
+    of the plate of which the batch is a subsample.
 
     In an epoch of one batch without validation data, the best weights are those with which the best loss was
-    computed. Otherwise they are those at the end of the best epoch. The draws of the validation loss are the
-    same at each epoch, so that patience waits for the weights and not for the noise. It runs in evaluation
-    mode and without gradients; a guide that needs them enables them.
+    computed. Otherwise they are those at the end of the best epoch. A training loss has the noise of its
+    draws, and the smallest one is a lucky one; give ``val_data`` where that noise is large. The draws of the
+    validation loss are the same at each epoch, so that patience waits for the weights and not for the noise.
+    It runs in evaluation mode and without gradients; a guide that needs them enables them.
 
     Args:
         model: a module, passed itself, or a function with ``pyro.module`` or ``pyro.param``.
@@ -134,8 +137,8 @@ def fit(
         data: a tensor or array for ``model(x)``; a tuple or list of these for ``model(*batch)``; a mapping
             for ``model(**batch)``; a torch ``Dataset`` whose items are one of these; or a ``DataLoader``.
             NumPy arrays of floats take the type of the model's parameters; tensors keep theirs.
-        objective: has ``differentiable_loss(model, guide, *args, **kwargs)``, as Pyro's ``Trace_ELBO()``, the
-            default.
+        objective: has ``differentiable_loss(model, guide, *args, **kwargs)``, as :class:`~riemvae.ELBO`, the
+            default, and Pyro's ``Trace_ELBO``.
         val_data: like ``data``; its mean loss is monitored instead of the training's.
         max_epochs: passes over the data, those of a resumed training included.
         batch_size: data a batch (on each device); ``None`` for all data at once. Each epoch has a new order,
@@ -193,13 +196,13 @@ def fit(
     """
     _check_callable("model", model)
     _check_callable("guide", guide)
-    objective = _default_objective() if objective is None else objective
+    objective = ELBO() if objective is None else objective
     if not callable(getattr(objective, "differentiable_loss", None)):
         raise argument_error(
             "objective",
             "an object with differentiable_loss(model, guide, *args, **kwargs)",
             objective,
-            "pass for example pyro.infer.Trace_ELBO()",
+            "pass for example riemvae.ELBO()",
         )
     settings: dict[str, Any] = {
         "max_epochs": check_count("max_epochs", max_epochs),
@@ -240,12 +243,14 @@ def fit(
     # A resumed training takes its generators' state from the file; the caller's is left alone then too.
     fork = nullcontext() if seed is None and resume is None else engine.forked_rng(seed)
     state: Any = {"params": {}, "constraints": {}}
+    names: set[str] = set()
     try:
         # The training's own parameter store: names of earlier trainings neither give nor take values here.
         with fork, store.scope(state):
             training = engine.Training(model, guide, objective, batches, val_batches, settings)
             with engine.training_mode(training):
                 engine.find_parameters(training)
+            names |= training.module_names
             _start_values(training, earlier, warm_start)
             with engine.forked_rng():
                 training.val_seed = int(torch.randint(2**31, ()))
@@ -261,17 +266,13 @@ def fit(
             finally:
                 state.update(store.get_state())
     finally:
-        _publish(state)
+        _publish(state, names)
     monitored = "train_loss" if val_batches is None else "val_loss"
     record = training.record
     if record.best_epoch is None and record.rows:
         warnings.warn(f"{monitored} was never finite: the last weights are in place.", stacklevel=2)
     best_loss = math.nan if record.best_epoch is None else record.best_loss
     return Fit(History(record.rows), record.best_epoch, best_loss, str(training.stop_reason), monitored)
-
-
-def _default_objective() -> Any:
-    return pyro.infer.Trace_ELBO()
 
 
 def _start_values(training: Any, earlier: Mapping[str, torch.Tensor], warm_start: bool) -> None:
@@ -295,12 +296,19 @@ def _start_values(training: Any, earlier: Mapping[str, torch.Tensor], warm_start
         )
 
 
-def _publish(state: Any) -> None:
-    """Gives the names of a training to its parameters in Pyro's store, as functions look them up there."""
+def _publish(state: Any, module_names: set[str]) -> None:
+    """Puts the parameters of plain functions into Pyro's store, where these functions look them up.
+
+    Modules have their own; a name that an earlier module of the same structure left in the store would stand
+    in for them, so it is taken out.
+    """
     store = pyro.get_param_store()
     for name in state["params"]:
         if name in store:
             del store[name]
+    for part in state.values():
+        for name in module_names & part.keys():
+            del part[name]
     store.set_state(state)
 
 

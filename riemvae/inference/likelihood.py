@@ -118,7 +118,13 @@ class _Accumulator:
         # Var(mean w) / mean(w)², with mean(w²)/mean(w)² = S/ESS.
         variance = (s / ess - 1.0).clamp_min(0.0) / max(s - 1, 1)
         mcse = variance.sqrt() if s > 1 else torch.full_like(ess, math.nan)
-        return self.first - math.log(s), mcse, torch.nan_to_num(ess, nan=0.0), pareto_shape(self.largest), self.lost
+        return (
+            self.first - math.log(s),
+            mcse,
+            torch.nan_to_num(ess, nan=0.0),
+            pareto_shape(self.largest),
+            self.lost,
+        )
 
 
 def log_likelihood(

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import pyro
@@ -122,6 +122,35 @@ class Weights:
         self._copies = [values[n].to(t.device).clone() for n, t in zip(self.names, self.live(), strict=True)]
 
 
+class BatchLoss(NamedTuple):
+    """The loss of a batch and what its mean is over.
+
+    Attributes:
+        loss: as the objective gives it, in nats.
+        rows: data in the batch.
+        size: data in the sum that the loss is: more than ``rows`` where the model scales a subsample up.
+        left_out: data of the batch that are not in the loss.
+        diverged: what the guide reports, ``None`` where it reports nothing.
+    """
+
+    loss: Any
+    rows: int
+    size: int
+    left_out: float
+    diverged: int | None
+
+    @property
+    def total(self) -> float:
+        """The loss as a sum over the batch alone."""
+        loss = self.loss.detach() if isinstance(self.loss, Tensor) else self.loss
+        return float(loss) * self.rows / self.size
+
+    @property
+    def kept(self) -> float:
+        """The data in that sum."""
+        return self.rows - self.left_out
+
+
 class Record:
     """The losses of a training: the sums of the epoch at hand, the rows of the past ones, the best.
 
@@ -141,15 +170,15 @@ class Record:
 
     def restart(self) -> None:
         """Begins the sums of an epoch."""
-        self.total, self.count, self.diverged = 0.0, 0, 0
+        self.total, self.count, self.diverged = 0.0, 0.0, 0
         self.counts_diverged = False
 
-    def add(self, total: float, rows: int, diverged: int | None) -> None:
-        """Adds the summed loss of ``rows`` data, ``diverged`` of which are not in it."""
-        self.total += total
-        self.count += rows - (diverged or 0)
-        self.diverged += diverged or 0
-        self.counts_diverged |= diverged is not None
+    def add(self, result: BatchLoss) -> None:
+        """Adds one batch."""
+        self.total += result.total
+        self.count += result.kept
+        self.diverged += result.diverged or 0
+        self.counts_diverged |= result.diverged is not None
 
     def observe(self, loss: float) -> bool:
         """Takes the monitored loss of the epoch at hand; whether it is the best so far."""
@@ -207,6 +236,7 @@ class Training(pl.LightningModule):
         self.free = nn.ParameterList()  # parameters of plain functions, in the order of free_names
         self.free_names: list[str] = []
         self.free_constraints: list[Any] = []
+        self.module_names: set[str] = set()  # names that Pyro's store gives to the modules' own parameters
         self.optimised: list[nn.Parameter] = []
         self.plate = PlateSize()
         self.record = Record(settings["min_delta"])
@@ -224,34 +254,38 @@ class Training(pl.LightningModule):
 
     # -- the loss --------------------------------------------------------------------------------------------
 
-    def loss(self, batch: Any) -> tuple[Any, int, int, int | None]:
-        """The loss of a batch; the numbers of its data, of data in the loss's sum, and of data left out."""
+    def loss(self, batch: Any) -> BatchLoss:
+        """The loss of a batch and what its mean is over."""
         args, kwargs = batch_call(batch)
         rows = batch_length(batch)
         with self.plate.of(rows):
             loss = self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
         diverged = getattr(self.guide, "num_diverged", None)
-        return loss, rows, self.plate.full_size or rows, None if diverged is None else int(diverged)
+        left_out = getattr(self.objective, "num_left_out", None)
+        if left_out is None:
+            # A guide counts draws, of which a vectorised objective has several a datum.
+            several = getattr(self.objective, "vectorize_particles", False)
+            left_out = min(rows, int(diverged or 0) / (self.objective.num_particles if several else 1))
+        return BatchLoss(
+            loss, rows, self.plate.full_size or rows, left_out, None if diverged is None else int(diverged)
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One loss, recorded; refused if it is not finite."""
-        loss, rows, size, diverged = self.loss(batch)
-        value = float(loss.detach())
+        result = self.loss(batch)
+        value = float(result.loss.detach())
         if not math.isfinite(value):
             raise NotFinite(self._not_finite_message(value, batch, batch_idx))
-        self.record.add(value * rows / size, rows, diverged)
+        self.record.add(result)
         if self._one_batch and self.val_batches is None:
             # The epoch's loss is that of the weights now in place, which the step is about to change.
             self._observe(self._means()["train_loss"])
-        return loss
+        return result.loss
 
     def _not_finite_message(self, value: float, batch: Any, batch_idx: int) -> str:
         where = f"the training loss is {value} at epoch {self.epoch}, batch {batch_idx}"
-        best = (
-            ""
-            if self.record.best_epoch is None
-            else f"; the best weights (epoch {self.record.best_epoch}) are in place"
-        )
+        epoch = self.record.best_epoch
+        best = "" if epoch is None else f"; the best weights (epoch {epoch}) are in place"
         for part in batch_parts(batch):
             if isinstance(part, Tensor) and part.is_floating_point() and not bool(torch.isfinite(part).all()):
                 return f"{where}, because that batch holds NaN or infinite values: drop or impute them{best}."
@@ -281,15 +315,15 @@ class Training(pl.LightningModule):
 
     def _validate(self) -> float:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        total, count = 0.0, 0
+        total, count = 0.0, 0.0
         with evaluation_mode(self), forked_rng(self.val_seed), torch.no_grad():
             for i, batch in enumerate(self._val_batches or ()):
                 if i % world_size == rank:
                     batch = self.transfer_batch_to_device(batch, self.device, 0)
-                    loss, rows, size, diverged = self.loss(batch)
-                    total += float(loss) * rows / size
-                    count += rows - (diverged or 0)
-        total, count = self._over_processes([total, count])  # type: ignore[assignment]
+                    result = self.loss(batch)
+                    total += result.total
+                    count += result.kept
+        total, count = self._over_processes([total, count])
         return total / count if count > 0 else math.nan
 
     # -- Lightning's hooks -----------------------------------------------------------------------------------
@@ -517,8 +551,8 @@ def find_parameters(training: Training) -> None:
     device = next((p.device for p in training.parameters()), None)
     if device is not None:
         batch = training.transfer_batch_to_device(batch, device, 0)
-    with forked_rng(), kept_buffers(training):
-        loss = training.loss(batch)[0]
+    with quiet(), forked_rng(), kept_buffers(training):
+        loss = training.loss(batch).loss
     for parameter in frozen:  # Pyro's parameter store sets requires_grad on what it is given
         parameter.requires_grad_(False)
     _refuse_shared(training, before)
@@ -531,15 +565,25 @@ def find_parameters(training: Training) -> None:
             training.others.append(module)
     known = {id(p) for p in training.parameters()}
     loose = {name: tensor for name, tensor in captured.items() if id(tensor) not in known}
+    trainable_loss = isinstance(loss, Tensor) and loss.requires_grad
     leaves = _foreign_leaves(loss, known | {id(tensor) for tensor in loose.values()})
     del loss
     _refuse_orphans(leaves)
+    own = {
+        id(p) for fn in (training.model, training.guide) if isinstance(fn, nn.Module) for p in fn.parameters()
+    }
+    training.module_names = {name for name, tensor in captured.items() if id(tensor) in own}
     for name, tensor in loose.items():
         training.free_names.append(name)
         training.free_constraints.append(store._constraints[name])
         del store[name]
         training.free.append(tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach()))
     training.optimised = [p for p in training.parameters() if p.requires_grad]
+    if not trainable_loss or not training.optimised:
+        raise ValueError(
+            "model, guide: expected parameters to train, got a loss that depends on no tensor with "
+            "requires_grad=True; make the networks attributes of a module, or use pyro.module or pyro.param."
+        )
     training.setup("fit")
 
 
@@ -556,13 +600,8 @@ def _refuse_shared(training: Training, before: dict[str, nn.Parameter]) -> None:
 
 def _foreign_leaves(loss: Any, known: set[int]) -> list[tuple[weakref.ref, tuple[int, ...]]]:
     """The leaves of the loss's graph outside ``known``, as weak references, with their shapes."""
-    if not isinstance(loss, Tensor) or not loss.requires_grad:
-        raise ValueError(
-            "model, guide: expected parameters to train, got a loss that depends on no tensor with "
-            "requires_grad=True; make the networks attributes of a module, or use pyro.module or pyro.param."
-        )
     leaves = []
-    stack, seen = [loss.grad_fn], set()
+    stack, seen = [getattr(loss, "grad_fn", None)], set()
     while stack:
         node = stack.pop()
         if node is None or node in seen:
@@ -583,9 +622,9 @@ def _refuse_orphans(leaves: list[tuple[weakref.ref, tuple[int, ...]]]) -> None:
     if shapes:
         raise ValueError(
             f"model, guide: the loss depends on {len(shapes)} tensors with requires_grad=True that are no "
-            f"parameters of either, of shapes {shapes[:5]}; they would never be trained. Make them attributes "
-            "of the module (nn.Parameter, nn.Module), register them with pyro.module or pyro.param, or detach "
-            "them."
+            f"parameters of either, of shapes {shapes[:5]}; they would never be trained. Make them "
+            "attributes of the module (nn.Parameter, nn.Module), register them with pyro.module or "
+            "pyro.param, or detach them."
         )
 
 
@@ -704,7 +743,7 @@ def kept_devices(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hides Lightning's advertisements, banners and advice on loops that are ours; other warnings pass."""
+    """Hides Lightning's advertisements and banners, and advice that does not apply; other warnings pass."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     loggers += [logging.getLogger(f"lightning.{name}.utilities.rank_zero") for name in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
@@ -714,6 +753,10 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=PossibleUserWarning)
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
+            # Frozen parameters need not be in Pyro's store: modules are asked for theirs.
+            warnings.filterwarnings(
+                "ignore", message=".*not registered in the param store because requires_grad"
+            )
             warnings.filterwarnings("ignore", message=r"(?s).*(GPU|MPS|TPU) available but not used")
             yield
     finally:

@@ -99,7 +99,9 @@ def _site_terms(site: Mapping[str, Any], num_samples: int, nesting: int) -> Tens
         return log_prob.reshape(1, -1)
     if log_prob.dim() > nesting + 1:
         raise argument_error(
-            "model", f"log probabilities over at most {nesting + 1} plates", f"shape {tuple(log_prob.shape)} at {site['name']!r}",
+            "model",
+            f"log probabilities over at most {nesting + 1} plates",
+            f"shape {tuple(log_prob.shape)} at {site['name']!r}",
             "give dimensions that are not plates to the event with .to_event(n)",
         )
     has_particles = log_prob.dim() == nesting + 1
@@ -134,7 +136,9 @@ def refuse_scores(trace: poutine.Trace) -> None:
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and site["is_observed"] and not is_density(site["fn"]):
             raise argument_error(
-                "model", "a density for the data", f"a relaxed score at {name!r}, which is not a likelihood",
+                "model",
+                "a density for the data",
+                f"a relaxed score at {name!r}, which is not a likelihood",
                 "binarise the data, or use likelihood='continuous_bernoulli'",
             )
 
@@ -196,7 +200,9 @@ def log_weights(
                 refuse_scores(draw.model_trace)
                 if draw.log_weights.shape[-1] != size:
                     raise argument_error(
-                        "model", f"one weight for each of the {size} data", f"{draw.log_weights.shape[-1]} of them",
+                        "model",
+                        f"one weight for each of the {size} data",
+                        f"{draw.log_weights.shape[-1]} of them",
                         "let the model take the batch as it is, not a subsample that it draws itself",
                     )
             parts.append(draw.log_weights)

@@ -56,7 +56,7 @@ def _polynomial(u: Tensor, coefficients: Sequence[float]) -> Tensor:
 @lru_cache
 def _series(dtype: torch.dtype, derivative: bool) -> tuple[tuple[float, ...], float]:
     """Coefficients in ``l²`` of ``(A' - 1/2)/l`` or of ``A''``, and their sum as `_polynomial` rounds it."""
-    terms = _SERIES if dtype == torch.float64 else _SERIES[:5]
+    terms: tuple[float, ...] = _SERIES if dtype == torch.float64 else _SERIES[:5]
     if derivative:
         terms = tuple((2 * n + 1) * term for n, term in enumerate(terms))
     return terms, float(_polynomial(torch.ones((), dtype=dtype, device="cpu"), terms))
@@ -64,8 +64,8 @@ def _series(dtype: torch.dtype, derivative: bool) -> tuple[tuple[float, ...], fl
 
 # Series and closed form meet at |l| = 1. Rather than choose by `torch.where`, which costs more than an
 # exponential, both are evaluated on their own side, with |l| cut at 1, and added:
-# series(min(|l|, 1)) - series(1) + closed(max(|l|, 1)). The first two cancel exactly beyond 1, so that the small
-# variances of large logits keep their digits.
+# series(min(|l|, 1)) - series(1) + closed(max(|l|, 1)). The first two cancel exactly beyond 1, so that the
+# small variances of large logits keep their digits.
 
 
 def _variance(logits: Tensor) -> Tensor:
@@ -85,11 +85,17 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor) -> Tensor:
         terms, at_one = _series(logits.dtype, False)
+        # In place on its own temporaries: nothing is differentiated here, and allocation costs as much.
         a = logits.abs()
-        near, far = a.clamp_max(1), a.clamp_min(1)
-        closed = 1 / (1 - torch.exp(-far)) - 1 / far - 0.5
-        excess = (near * _polynomial(near * near, terms) - at_one) + closed
-        return 0.5 + torch.copysign(excess, logits)
+        far = a.clamp_min(1)
+        near = a.clamp_max_(1)
+        squared = near * near
+        series = torch.full_like(squared, terms[-1])
+        for term in reversed(terms[:-1]):
+            series.mul_(squared).add_(term)
+        series.mul_(near).sub_(at_one)
+        closed = torch.neg(far).exp_().neg_().add_(1).reciprocal_().sub_(far.reciprocal_()).sub_(0.5)
+        return torch.copysign(closed.add_(series), logits).add_(0.5)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -1,11 +1,13 @@
 """Networks: encoders ``x -> (loc, scale)``, decoders ``z -> parameters``, metric networks ``x -> L(x)``."""
 
 from riemvae.networks.by_name import build, decoder, encoder, metric
+from riemvae.networks.centroid import CentroidMetricNetwork
 from riemvae.networks.convolutional import ConvDecoder, ConvEncoder, ConvMetric
 from riemvae.networks.layers import TriangularFactors
 from riemvae.networks.mlp import MLPDecoder, MLPEncoder, MLPMetric
 
 __all__ = [
+    "CentroidMetricNetwork",
     "ConvDecoder",
     "ConvEncoder",
     "ConvMetric",

@@ -46,7 +46,8 @@ class FixedPrior(nn.Module):
         super().__init__()
         if len(distribution.event_shape) != 1 or len(distribution.batch_shape) != 0:
             raise argument_error(
-                "prior", "a distribution with batch shape () and event shape (d,)",
+                "prior",
+                "a distribution with batch shape () and event shape (d,)",
                 f"batch shape {tuple(distribution.batch_shape)} and event shape {tuple(distribution.event_shape)}",
                 "use .to_event(1)",
             )
@@ -54,8 +55,10 @@ class FixedPrior(nn.Module):
         map_tensors(distribution, lambda t: trainable.append(t) or t if t.requires_grad else t)  # type: ignore[func-returns-value]
         if trainable:
             raise argument_error(
-                "prior", "a fixed distribution, or a callable or module that returns one", "a stored distribution of "
-                "trainable tensors, which would break at the second step", "pass a module whose forward builds it",
+                "prior",
+                "a fixed distribution, or a callable or module that returns one",
+                "a stored distribution of trainable tensors, which would break at the second step",
+                "pass a module whose forward builds it",
             )
         self.distribution = distribution
 

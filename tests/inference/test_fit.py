@@ -93,7 +93,7 @@ def weights(*modules):
     return torch.cat([p.detach().flatten().clone() for m in modules for p in m.parameters()])
 
 
-# -- the loss and the steps are those of SVI ----------------------------------------------------------------------
+# -- the loss and the steps are those of SVI -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [None, 6])
@@ -144,14 +144,16 @@ def test_it_finds_the_exact_posterior():
         max_epochs=600,
         learning_rate=0.1,
         seed=0,
+        restore_best=False,  # an early loss may be smaller by luck; at the optimum there is no luck
         scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.985),
     )
     precision = 1 + w**2 / NOISE**2
-    assert torch.allclose(guide.log_scale.exp(), torch.tensor(precision**-0.5).double(), atol=1e-3)
+    # The rate falls by e in 67 epochs of 30 data: a relative error of about (2 * 30 * 67)^-½ = 0.016 remains.
+    assert guide.log_scale.exp().item() == pytest.approx(precision**-0.5, rel=0.03)
     posterior_loc = w * (x - b) / NOISE**2 / precision
-    assert torch.allclose(guide.head(x), posterior_loc, atol=1e-3)
+    assert torch.allclose(guide.head(x), posterior_loc, atol=0.05)
     exact = -torch.distributions.Normal(b, math.sqrt(w**2 + NOISE**2)).log_prob(x).mean()
-    assert result.best_loss == pytest.approx(float(exact), abs=1e-4)
+    assert result.history[-1]["train_loss"] == pytest.approx(float(exact), abs=2e-3)
     assert float(model.net.weight) == w and not model.net.weight.requires_grad
 
 
@@ -181,9 +183,22 @@ def test_data_left_out_by_the_guide_do_not_count():
         fit(Point(), Leaving(), torch.tensor([10.0]), objective=LeavingLoss())
 
 
+@pytest.mark.parametrize(
+    ("vectorize", "left_out", "count"), [(True, None, 3), (False, None, 1), (True, 2, 2)]
+)
+def test_draws_left_out_are_counted_by_datum(vectorize, left_out, count):
+    # Of 4 data with 3 draws each, 3 draws diverged: one datum's worth, unless the objective knows better.
+    guide, objective = Point(), Loss()
+    guide.num_diverged, objective.num_particles = 3, 3
+    objective.vectorize_particles, objective.num_left_out = vectorize, left_out
+    result = fit(Point(), guide, torch.ones(4), objective=objective, max_epochs=1)
+    assert result.history[0]["train_loss"] == pytest.approx(4 / count)
+    assert result.history[0]["num_diverged"] == 3
+
+
 @pytest.mark.parametrize("inside", [False, True])
-def test_the_mean_of_a_subsampled_plate_is_over_the_data_of_its_sum(inside):
-    # Rows that are a subsample of 40: the loss is scaled to 40, whether the rows came in or the model drew them.
+def test_the_mean_of_a_subsampled_plate_is_over_its_data(inside):
+    # Rows that are a subsample of 40: the loss is scaled to 40, whether they came in or the model drew them.
     x = torch.ones(40, 1)
 
     def model(x):
@@ -196,14 +211,13 @@ def test_the_mean_of_a_subsampled_plate_is_over_the_data_of_its_sum(inside):
         pass
 
     each = 0.5 + 0.5 * math.log(2 * math.pi)
-    result = fit(
-        model, guide, x, batch_size=None if inside else 16, max_epochs=1, learning_rate=1e-6, val_data=x[:10]
-    )
+    rest = {} if inside else {"batch_size": 16, "val_data": x[:10]}
+    result = fit(model, guide, x, max_epochs=1, learning_rate=1e-6, **rest)
     assert result.history[0]["train_loss"] == pytest.approx(each, rel=1e-4)
     assert inside or result.history[0]["val_loss"] == pytest.approx(each, rel=1e-4)
 
 
-# -- what is trained ----------------------------------------------------------------------------------------------
+# -- what is trained -----------------------------------------------------------------------------------------
 
 
 def function_pair(decoder, encoder):
@@ -252,7 +266,7 @@ def test_a_refit_under_the_same_names_trains_the_new_networks_only():
     assert torch.allclose(weights(*second), start, atol=1e-3)
     assert pyro.param("scale").item() == pytest.approx(0.5, abs=1e-3)
     assert scale != pytest.approx(0.5, abs=1e-2)
-    # The names now mean the second networks.
+    # Functions look their names up in the store: these now mean the second networks.
     assert pyro.get_param_store()._params["decoder$$$weight"] is second[0].weight
 
 
@@ -293,7 +307,9 @@ def nothing(x):
 
 
 def test_a_parameter_shared_by_name_is_refused():
-    with pytest.raises(ValueError, match=r"guide.scale_unconstrained was replaced.*module_local_params"):
+    with pytest.raises(
+        ValueError, match=r"(model|guide).scale_unconstrained was replaced.*module_local_params"
+    ):
         fit(Scaled(1.0), Scaled(2.0), torch.ones(3))
 
 
@@ -305,7 +321,7 @@ def test_automatic_guides_and_their_lazy_parameters_train():
 
     x = torch.tensor([2.0, 3.0, 4.0])
     guide = AutoNormal(model)
-    fit(model, guide, x, max_epochs=800, learning_rate=0.03, seed=1)
+    fit(model, guide, x, max_epochs=800, learning_rate=0.03, seed=1, restore_best=False)
     precision = 3 + 0.01  # conjugate: N(9 / 3.01, 1 / 3.01); Adam's noise at this rate is about 0.1
     assert guide.median()["loc"].item() == pytest.approx(9 / precision, abs=0.15)
     assert guide.quantiles([0.1, 0.9])["loc"][1] - guide.median()["loc"] == pytest.approx(
@@ -365,7 +381,17 @@ def test_a_wrapped_module_trains():
     assert not torch.equal(weights(model), start)
 
 
-# -- data ---------------------------------------------------------------------------------------------------------
+def test_the_store_keeps_nothing_of_modules():
+    # A stale entry would stand in for the parameters of the next module of the same structure under SVI.
+    model, guide = pair()
+    SVI(model, guide, pyro.optim.SGD({"lr": 1e-3}), Trace_ELBO()).step(data())
+    assert "net$$$weight" in pyro.get_param_store()
+    pyro.param("kept", torch.tensor(3.0))
+    fit(*pair(), data(), max_epochs=1)
+    assert list(pyro.get_param_store()) == ["kept"]
+
+
+# -- data ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -425,7 +451,7 @@ def test_the_argument_at_fault_is_named():
             fit(**({"model": model, "guide": guide, "data": x, "max_epochs": 1} | change))
 
 
-# -- randomness ---------------------------------------------------------------------------------------------------
+# -- randomness ----------------------------------------------------------------------------------------------
 
 
 def test_a_seed_repeats_the_training_and_leaves_the_callers_generator():
@@ -499,7 +525,7 @@ def test_a_part_in_evaluation_mode_on_purpose_stays_so():
     assert guide.seen[-1][2] == 0.0
 
 
-# -- stopping and the best weights --------------------------------------------------------------------------------
+# -- stopping and the best weights ---------------------------------------------------------------------------
 
 
 def test_the_best_weights_are_those_of_the_best_loss():
@@ -512,10 +538,12 @@ def test_the_best_weights_are_those_of_the_best_loss():
         objective=Loss(),
         max_epochs=6,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
-        scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda e: [4.0, 11.5, 13, 14, 15, 16][e]),
+        scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(
+            o, lambda e: [4.0, 11.5, 13, 14, 15, 16, 17][e]
+        ),
     )
     assert result.best_epoch == 1 == int(np.argmin(result.history["train_loss"]))
-    assert float((model.w - 1) ** 2) == pytest.approx(result.best_loss, rel=1e-5)
+    assert (model.w.item() - 1) ** 2 == pytest.approx(result.best_loss, rel=1e-5)
     assert result.history["learning_rate"] == pytest.approx([0.4, 1.15, 1.3, 1.4, 1.5, 1.6])
     assert result.stop_reason == "max_epochs"
 
@@ -590,7 +618,7 @@ def test_gradient_clip_bounds_the_step():
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
         restore_best=False,
     )
-    assert float(model.w) == pytest.approx(0.2)
+    assert model.w.item() == pytest.approx(0.2)
 
 
 class Failing(Loss):
@@ -668,7 +696,7 @@ def test_an_interrupt_returns_the_best_weights(action, tmp_path):
     assert path.exists()
 
 
-# -- checkpoints --------------------------------------------------------------------------------------------------
+# -- checkpoints ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["tensor", "data set", "full batch"])
@@ -749,7 +777,7 @@ def test_foreign_damaged_newer_and_other_checkpoints_are_refused(tmp_path, monke
     fit(*pair(), data(), max_epochs=1, checkpoint=path)
     whole = path.read_bytes()
 
-    def resume(message, max_epochs=5):
+    def resume(message):
         for epochs in (1, 5):
             with pytest.raises(ValueError, match=message):
                 fit(*pair(), data(), max_epochs=epochs, resume=path)
@@ -764,10 +792,10 @@ def test_foreign_damaged_newer_and_other_checkpoints_are_refused(tmp_path, monke
     torch.save({"format": "riemvae training", "version": 99}, path)
     resume("version 99")
     fit(Decoder(latent=3), Encoder(latent=3), data(), max_epochs=1, checkpoint=path)
-    resume(r"model.net.weight is \(4, 3\) where it is \(4, 2\) here")
+    resume(r"guide.head.bias is \(3,\) where it is \(2,\) here")
 
 
-# -- Lightning ----------------------------------------------------------------------------------------------------
+# -- Lightning -----------------------------------------------------------------------------------------------
 
 
 def test_callbacks_and_loggers_see_each_epoch(tmp_path):

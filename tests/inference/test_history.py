@@ -17,7 +17,7 @@ def test_history_reads_by_epoch_and_by_column():
 
 
 def test_an_unknown_column_is_named_beside_those_there_are():
-    with pytest.raises(KeyError, match="val_loss.*train_loss"):
+    with pytest.raises(KeyError, match=r"val_loss.*train_loss"):
         History(ROWS)["val_loss"]
 
 

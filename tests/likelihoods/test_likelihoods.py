@@ -241,10 +241,32 @@ def test_continuous_bernoulli_agrees_with_torch_where_torch_is_right():
     torch.testing.assert_close(ours.variance, theirs.variance.expand_as(logits), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-7), (torch.float64, 1e-15)])
+def test_continuous_bernoulli_at_zero_is_uniform(dtype, error):
+    """Series and closed form meet at 1, so a wrong coefficient shows at 0."""
+    d = lik.ContinuousBernoulliDistribution(torch.zeros(1, dtype=dtype))
+    torch.testing.assert_close(d.mean.item(), 0.5, rtol=0, atol=error)
+    torch.testing.assert_close(d.variance.item(), 1 / 12, rtol=0, atol=error)
+    assert d.log_prob(torch.tensor(0.3)).item() == 0
+
+
+def test_continuous_bernoulli_moments_of_large_logits_keep_their_digits():
+    logits = torch.tensor([-1e5, 1e5, 1e3, 1.0, -1.0])
+    single, exact = (lik.ContinuousBernoulliDistribution(x) for x in (logits, logits.double()))
+    torch.testing.assert_close(single.variance.double(), exact.variance, rtol=1e-5, atol=0)
+    torch.testing.assert_close(single.mean.double(), exact.mean, rtol=0, atol=2e-7)
+    odd = torch.tensor([float("nan"), -0.0, float("inf"), -float("inf")])
+    torch.testing.assert_close(
+        lik.ContinuousBernoulliDistribution(odd, validate_args=False).mean,
+        torch.tensor([float("nan"), 0.5, 1.0, 0.0]),
+        equal_nan=True,
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_continuous_bernoulli_derivatives_to_third_order(dtype):
     """Against minus the first three central moments by quadrature; both sides of the switch at |l| = 1."""
-    points = [-1000.0, -20.0, -1.0001, -0.9999, -1e-4, 0.0, 1e-7, 0.5, 0.99999, 1.00001, 17.0, 1000.0]
+    points = [-1000.0, -20.0, 1.0, -1.0001, -0.9999, -1e-4, 0.0, 1e-7, 0.5, 0.99999, 1.00001, 17.0, 1000.0]
     logits = torch.tensor(points, dtype=dtype, requires_grad=True)
     value = lik.ContinuousBernoulliDistribution(logits).log_prob(torch.zeros((), dtype=dtype))
     derivatives = [value]
@@ -286,10 +308,8 @@ def test_continuous_bernoulli_draws_are_reparameterised():
         .requires_grad_()
     )
     x = lik.ContinuousBernoulliDistribution(logits).icdf(u)
-    safe = torch.where(logits.abs() < 1e-8, torch.full_like(logits, 1e-8), logits).detach()
-    torch.testing.assert_close(
-        torch.expm1(safe * x) / torch.expm1(safe), u.expand_as(x), rtol=1e-8, atol=1e-9
-    )
+    a = torch.where(logits == 0, 1e-300, logits).detach()
+    torch.testing.assert_close(torch.expm1(a * x) / torch.expm1(a), u.expand_as(x), rtol=1e-10, atol=1e-11)
     (gradient,) = torch.autograd.grad(x.sum(), logits)
     h = 1e-5
     up, down = (lik.ContinuousBernoulliDistribution(logits.detach() + s * h).icdf(u) for s in (1, -1))

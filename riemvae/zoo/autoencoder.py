@@ -1,0 +1,267 @@
+"""A model, its guide and all that a practitioner does with them: fit, sample, encode, save."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from riemvae import persistence
+from riemvae._checks import argument_error, check_count
+from riemvae._recipe import recipe
+from riemvae.autoencoder import VAE
+from riemvae.data import Preprocessing, as_tensor, infer_preprocessing
+from riemvae.guides import AmortizedGuide, RiemannianHamiltonianGuide
+from riemvae.inference import LogLikelihood, fit, log_likelihood
+from riemvae.inference.fit import Fit
+from riemvae.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
+from riemvae.sampling import ManifoldSampler, PriorSampler
+
+
+def choose_likelihood(x: Tensor) -> Likelihood:
+    """The likelihood whose support the data call for: binary, in [0, 1], or real with a learned scale.
+
+    Example:
+        >>> type(choose_likelihood(torch.tensor([0.0, 0.5, 1.0]))).__name__
+        'ContinuousBernoulli'
+    """
+    if bool(((x == 0) | (x == 1)).all()):
+        return Bernoulli()
+    if bool(((x >= 0) & (x <= 1)).all()):
+        return ContinuousBernoulli()
+    return Gaussian(scale="learned")
+
+
+@recipe
+class Autoencoder(nn.Module):
+    """A trained or trainable pair of a model and its guide, with the preprocessing of its data.
+
+    Data are arrays or tensors ``(N, *input_shape)``, or any shape with as many numbers a datum. Images of unsigned bytes are
+    divided by 255; what is sampled or reconstructed comes back on the scale of the data. Attributes that training sets end
+    in an underscore: ``history_``, ``fit_``; ``sampling_report_`` is the last sampler's.
+
+    Args:
+        model: The generative model.
+        guide: Its guide.
+        input_shape: The shape of one datum.
+        objective: What ``fit`` maximises; None is the evidence lower bound.
+        preprocessing: None: found at the first ``fit`` and kept.
+        infer_likelihood: Choose the likelihood from the data at the first ``fit``: Bernoulli for binary data, continuous
+            Bernoulli for values in [0, 1], a Gaussian with a learned scale for others.
+        default_sampler: What ``sample`` uses if it is not told: ``"prior"`` or ``"manifold"``.
+
+    Example:
+        >>> from riemvae import zoo
+        >>> ae = zoo.build("vae", input_shape=(8,), latent_dim=2, seed=0)
+        >>> x = (torch.rand(20, 8, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+        >>> ae.fit(x, max_epochs=2, seed=0, progress=False).sample(5).shape
+        torch.Size([5, 8])
+    """
+
+    def __init__(
+        self,
+        model: VAE,
+        guide: AmortizedGuide,
+        input_shape: Sequence[int],
+        objective: Any = None,
+        preprocessing: Preprocessing | None = None,
+        infer_likelihood: bool = False,
+        default_sampler: str = "prior",
+    ) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+        self.input_shape = tuple(input_shape)
+        self.objective = objective
+        self.preprocessing = preprocessing
+        self.infer_likelihood = infer_likelihood
+        self.default_sampler = default_sampler
+        self.fit_: Fit | None = None
+        self.sampling_report_: Any = None
+
+    @property
+    def latent_dim(self) -> int:
+        """``d``."""
+        return self.model.latent_dim
+
+    @property
+    def metric(self) -> Any:
+        """The metric of the latent space, for a guide that has one."""
+        if not isinstance(self.guide, RiemannianHamiltonianGuide):
+            raise argument_error("model", "a guide with a metric", type(self.guide).__name__, "build an 'rhvae'")
+        return self.guide.metric
+
+    @property
+    def history_(self) -> Any:
+        """One row an epoch of the last training."""
+        if self.fit_ is None:
+            raise RuntimeError("there is no history: call fit(x) first (a loaded model does not bring its history)")
+        return self.fit_.history
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def _shaped(self, x: Any, name: str = "x") -> Tensor:
+        tensor = as_tensor(x, name)
+        numbers = torch.Size(self.input_shape).numel()
+        if tensor.dim() == 0 or len(tensor) == 0 or tensor[0].numel() != numbers:
+            raise argument_error(
+                name, f"data of shape (N, {', '.join(map(str, self.input_shape))}), N >= 1", tensor,
+                f"each datum has {numbers} numbers for this model",
+            )
+        return tensor.reshape(len(tensor), *self.input_shape)
+
+    def _prepared(self, x: Any, name: str = "x") -> Tensor:
+        tensor = self._shaped(x, name)
+        if self.preprocessing is None:
+            self.preprocessing = infer_preprocessing(tensor)
+        dtype = next(self.parameters()).dtype
+        return self.preprocessing(tensor).to(device=self.device, dtype=dtype)  # type: ignore[no-any-return]
+
+    def _undone(self, x: Tensor) -> Tensor:
+        return x if self.preprocessing is None else self.preprocessing.undo(x)
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def fit(self, x: Any, *, val_data: Any = None, freeze_batch_size: int | None = None, **options: Any) -> Autoencoder:
+        """Trains, and freezes a learned metric on the training set afterwards.
+
+        Args:
+            x: Training data.
+            val_data: Held-out data, whose bound is then monitored.
+            freeze_batch_size: Minibatch size that the frozen metric is scaled for; None is the one trained with.
+            options: Those of :func:`riemvae.fit`: ``max_epochs``, ``batch_size``, ``learning_rate``, ``patience``, ``seed``...
+
+        Returns:
+            Itself.
+        """
+        data = self._prepared(x)
+        val = None if val_data is None else self._prepared(val_data, "val_data")
+        if self.infer_likelihood and self.fit_ is None:
+            self.model.likelihood = choose_likelihood(data).to(data)
+        self.model.likelihood.validate(data)
+        guide = self.guide
+        learned = isinstance(guide, RiemannianHamiltonianGuide)
+        if learned:
+            guide.unfreeze_metric()
+        self.fit_ = fit(self.model, guide, data, self.objective, val_data=val, **options)
+        if learned:
+            guide.freeze_metric(data.to(self.device), batch_size=freeze_batch_size)
+        self.eval()
+        return self
+
+    # -- latent space --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def posterior(self, x: Any) -> Distribution:
+        """The encoder's distribution ``q(z_0 | x)``, batch shape ``(N,)``."""
+        return self.guide.encoder_distribution(self._prepared(x))
+
+    def encode(self, x: Any) -> Tensor:
+        """The encoder's means ``(N, d)``."""
+        return self.posterior(x).mean
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, *, noise: bool = False, batch_size: int = 1024) -> Tensor:
+        """Decoder means at ``z (n, d)`` on the scale of the data, ``(n, *input_shape)``; with ``noise``, draws of ``p(x|z)``."""
+        if z.dim() != 2 or z.shape[-1] != self.latent_dim or len(z) == 0:
+            raise argument_error("z", f"points of shape (n, {self.latent_dim})", z)
+        was_training = self.training
+        self.eval()
+        parts = []
+        for part in z.to(self.device).split(batch_size):
+            parameters = self.model.decode(part)
+            likelihood = self.model.likelihood
+            parts.append(likelihood(parameters, 1).sample() if noise else likelihood.mean(parameters))
+        self.train(was_training)
+        return self._undone(torch.cat(parts)).reshape(len(z), *self.input_shape)
+
+    def reconstruct(self, x: Any) -> Tensor:
+        """Decoder means at the encoder's means, ``(N, *input_shape)``."""
+        return self.decode(self.encode(x))
+
+    def interpolate(self, x1: Any, x2: Any, num: int = 10) -> Tensor:
+        """Decoded points on the straight latent line from each of ``x1`` to its partner in ``x2``: ``(N, num, *input_shape)``."""
+        check_count("num", num, minimum=2)
+        z1, z2 = self.encode(x1), self.encode(x2)
+        if z1.shape != z2.shape:
+            raise argument_error("x2", f"as many data as x1, {len(z1)}", f"{len(z2)}")
+        t = torch.linspace(0.0, 1.0, num, dtype=z1.dtype, device=z1.device)[:, None]
+        path = z1[:, None] + t * (z2 - z1)[:, None]
+        return self.decode(path.flatten(0, 1)).reshape(len(z1), num, *self.input_shape)
+
+    # -- generation ----------------------------------------------------------------------------------------------------
+
+    def sampler(self, name: str | None = None, **options: Any) -> Any:
+        """A sampler of latent points by name: ``"prior"``, or ``"manifold"`` along the learned metric.
+
+        ``options`` are those of :class:`~riemvae.sampling.ManifoldSampler`.
+        """
+        name = self.default_sampler if name is None else name
+        if name == "prior":
+            return PriorSampler(self.model.prior, **options)
+        if name == "manifold":
+            return ManifoldSampler(self.metric, **options)
+        raise argument_error("sampler", "'prior', 'manifold', or an object with sample(n)", name)
+
+    def sample(
+        self,
+        n: int,
+        sampler: str | Callable[[int], Tensor] | Distribution | Any = None,
+        *,
+        noise: bool = False,
+        return_latents: bool = False,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """``n`` synthetic data ``(n, *input_shape)``: decoder means, or draws with observation noise on request.
+
+        Args:
+            n: How many.
+            sampler: A name (see :meth:`sampler`), a distribution of ``z``, a callable ``n -> z (n, d)`` or an object with
+                ``sample(n)``. None is this model's own: ``"manifold"`` where a metric is learned, else ``"prior"``.
+            noise: Draw from ``p(x|z)`` in place of its mean.
+            return_latents: Return ``(x, z)``.
+            seed: Of the draws; the caller's generator is then left as it was.
+            options: Of a sampler given by name.
+
+        The sampler's report (acceptance, divergences, share of draws far from all centroids) is kept in
+        ``sampling_report_``.
+        """
+        check_count("n", n)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            source = self.sampler(sampler, **options) if sampler is None or isinstance(sampler, str) else sampler
+            if isinstance(source, Distribution):
+                z = source.sample(torch.Size([n]))
+            else:
+                z = source.sample(n) if hasattr(source, "sample") else source(n)
+            self.sampling_report_ = getattr(source, "report", None)
+            x = self.decode(z, noise=noise)
+        return (x, z) if return_latents else x
+
+    # -- likelihood and files ------------------------------------------------------------------------------------------
+
+    def log_likelihood(
+        self, x: Any, num_samples: int = 100, chunk_size: int | None = None, seed: int | None = None
+    ) -> LogLikelihood:
+        """``log p̂(x)`` a datum by importance sampling, on the preprocessed scale; see :func:`riemvae.log_likelihood`."""
+        was_training = self.training
+        self.eval()
+        try:
+            return log_likelihood(self.model, self.guide, self._prepared(x), num_samples, chunk_size, seed)
+        finally:
+            self.train(was_training)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the whole autoencoder; ``riemvae.load(folder)`` brings it back. No code is stored."""
+        persistence.save_recipe(folder, self, kind="autoencoder")

@@ -1,0 +1,163 @@
+"""The published models as recipes: what each lays on the shared bricks is its guide."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from riemvae import networks
+from riemvae._checks import argument_error, check_choice
+from riemvae.autoencoder import Prior
+from riemvae.data import Preprocessing
+from riemvae.geometry import Metric
+from riemvae.guides import AmortizedGuide, GaussianGuide, HamiltonianGuide, RiemannianHamiltonianGuide
+from riemvae.likelihoods import Likelihood
+from riemvae.zoo.autoencoder import Autoencoder
+from riemvae.zoo.bricks import Bricks, lay
+
+
+def vae(bricks: Bricks) -> AmortizedGuide:
+    """The variational autoencoder: a Gaussian guide.
+
+    Source: Kingma and Welling (2014).
+    """
+    return GaussianGuide(bricks.model, bricks.encoder)
+
+
+def hvae(
+    bricks: Bricks,
+    *,
+    num_steps: int = 3,
+    step_size: float | Tensor = 1e-2,
+    tempering: float = 0.3,
+    learn_step_size: bool = False,
+    learn_tempering: bool = False,
+) -> AmortizedGuide:
+    """The Hamiltonian VAE: leapfrog steps under a flat metric after the encoder's draw.
+
+    Source: Caterini, Doucet and Sejdinovic (2018); numbers of the thesis, table 1.11.
+    """
+    return HamiltonianGuide(
+        bricks.model,
+        bricks.encoder,
+        num_steps=num_steps,
+        step_size=step_size,
+        tempering=tempering,
+        learn_step_size=learn_step_size,
+        learn_tempering=learn_tempering,
+    )
+
+
+def rhvae(
+    bricks: Bricks,
+    *,
+    metric: nn.Module | Metric | None = None,
+    num_steps: int = 3,
+    step_size: float | Tensor = 1e-2,
+    tempering: float = 0.3,
+    fixed_point_steps: int = 3,
+    temperature: float | None = None,
+    regularization: float = 1e-3,
+    learn_step_size: bool = False,
+    learn_tempering: bool = False,
+) -> AmortizedGuide:
+    """The Riemannian Hamiltonian VAE: a learned metric of the latent space, and generation along it.
+
+    ``metric`` may be a network ``x -> L(x)`` for eq. 1.7, or a fixed :class:`~riemvae.geometry.Metric`. The
+    temperature is 0.8 up to two latent dimensions and 1.5 above, as in the thesis.
+
+    Source: Chadebec, Thibeau-Sutre, Burgos and Allassonnière (2022); thesis, section 1.3.2, tables 1.11, 1.15.
+    """
+    if not isinstance(metric, Metric):
+        latent_dim = bricks.model.latent_dim
+        network = metric or networks.metric(
+            bricks.architecture, bricks.input_shape, latent_dim, **bricks.network_options
+        )
+        if temperature is None:
+            temperature = 0.8 if latent_dim <= 2 else 1.5
+        metric = networks.CentroidMetricNetwork(network, temperature, regularization)
+    return RiemannianHamiltonianGuide(
+        bricks.model,
+        bricks.encoder,
+        metric,
+        num_steps=num_steps,
+        step_size=step_size,
+        tempering=tempering,
+        fixed_point_steps=fixed_point_steps,
+        learn_step_size=learn_step_size,
+        learn_tempering=learn_tempering,
+    )
+
+
+GUIDES: dict[str, Callable[..., AmortizedGuide]] = {"vae": vae, "hvae": hvae, "rhvae": rhvae}
+
+
+def build(
+    name: str,
+    input_shape: int | Sequence[int],
+    latent_dim: int,
+    *,
+    likelihood: str | Likelihood | None = None,
+    prior: Prior = None,
+    architecture: str = "mlp",
+    hidden: Sequence[int] | None = None,
+    channels: Sequence[int] | None = None,
+    encoder: nn.Module | None = None,
+    decoder: nn.Module | None = None,
+    objective: Any = None,
+    preprocessing: Preprocessing | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> Autoencoder:
+    """A published model by name, ready to fit.
+
+    Args:
+        name: ``"vae"``, ``"hvae"`` or ``"rhvae"``.
+        input_shape: The shape of one datum, such as ``(1, 28, 28)``.
+        latent_dim: ``d``.
+        likelihood: A brick or its name; None: chosen from the data by the first ``fit``.
+        prior: A distribution, or a callable or module that returns one; None is the standard normal.
+        architecture: ``"mlp"``, ``"conv"``, ``"table_1_10"`` or ``"table_1_13"``, for all networks.
+        hidden: Hidden layers of the MLP encoder; the decoder has them the other way round.
+        channels: Channels of the convolutional encoder, likewise.
+        encoder: A module of your own, ``x -> (loc, scale)``.
+        decoder: A module of your own, ``z ->`` the likelihood's parameters.
+        objective: What ``fit`` maximises; None is the evidence lower bound.
+        preprocessing: None: found at the first ``fit``.
+        seed: Of the initial weights; the caller's generator is then left as it was.
+        options: Those of the recipe. ``"hvae"`` and ``"rhvae"``: ``num_steps``, ``step_size``, ``tempering``,
+            ``learn_step_size``, ``learn_tempering``; ``"rhvae"`` also ``metric`` (a network or a fixed metric),
+            ``temperature``, ``regularization``, ``fixed_point_steps``.
+
+    Raises:
+        ValueError: An unknown name, an option that the recipe does not have, or a bad value.
+
+    Example:
+        >>> ae = build("rhvae", input_shape=(1, 28, 28), latent_dim=10)
+        >>> ae.latent_dim, ae.default_sampler
+        (10, 'manifold')
+    """
+    guide_of = GUIDES[check_choice("name", name, list(GUIDES))]
+    known = list(inspect.signature(guide_of).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise argument_error(option, f"an option of {name!r}: {', '.join(known) or 'it has none'}", options[option])
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        network_options = {k: tuple(v) for k, v in (("hidden", hidden), ("channels", channels)) if v is not None}
+        bricks = lay(input_shape, latent_dim, likelihood, prior, architecture, encoder, decoder, network_options)
+        guide = guide_of(bricks, **options)
+    return Autoencoder(
+        bricks.model,
+        guide,
+        bricks.input_shape,
+        objective,
+        preprocessing,
+        infer_likelihood=likelihood is None,
+        default_sampler="manifold" if isinstance(guide, RiemannianHamiltonianGuide) else "prior",
+    )
