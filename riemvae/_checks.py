@@ -84,5 +84,5 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
         ValueError: likelihood: expected one of 'bernoulli', 'gaussian', got 'bernouli'.
     """
     if not isinstance(value, str) or value not in choices:
-        raise argument_error(name, "one of " + ", ".join(repr(c) for c in choices), value)
+        raise argument_error(name, "one of " + ", ".join(repr(c) for c in choices), describe(value))
     return value

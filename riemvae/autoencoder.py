@@ -19,28 +19,29 @@ from riemvae._recipe import recipe
 from riemvae.geometry import Potential
 from riemvae.likelihoods import Likelihood
 from riemvae.priors import FixedPrior, StandardNormal
+from riemvae.priors.fixed import without_validation
 
 Prior = TorchDistribution | Callable[[], TorchDistribution] | None
 
 
 @recipe
 class VAE(PyroModule):
-    """``z ~ p(z)``, ``x ~ p(x | decoder(z))``: a Pyro model, to be passed itself to ``SVI``, ``fit`` and guides.
+    """``z ~ p(z)``, ``x ~ p(x | decoder(z))``: a Pyro model, itself passed to ``SVI``, ``fit`` and guides.
 
-    ``vae(x)`` observes a batch ``(B, ...)`` in the plate ``data`` (dim -1); ``vae(size=n)`` draws ``n`` data from the prior.
-    Its sites are ``z`` and ``x``.
+    ``vae(x)`` observes a batch ``(B, ...)`` in the plate ``data`` (dim -1); ``vae(size=n)`` draws ``n`` data
+    from the prior. Its sites are ``z`` and ``x``.
 
     Args:
-        decoder: ``z (..., d) ->`` the likelihood's parameters: logits for the Bernoulli kinds, ``loc`` or ``(loc, scale)``
-            for a Gaussian. Leading dimensions are flattened for it and restored.
+        decoder: ``z (..., d) ->`` the likelihood's parameters: logits for the Bernoulli kinds, ``loc`` or
+            ``(loc, scale)`` for a Gaussian. Leading dimensions are flattened for it and restored.
         latent_dim: ``d``.
-        prior: A fixed distribution with event ``(d,)``, or a callable or module that returns one, called at each step
-            outside the plate. None is the standard normal.
+        prior: A fixed distribution with event ``(d,)``, or a callable or module that returns one, called at
+            each step outside the plate. None is the standard normal.
         likelihood: A likelihood brick or its name.
 
     Raises:
-        ValueError: A prior of another shape or with stored trainable tensors, an unknown likelihood; when called, data
-            outside the likelihood's support.
+        ValueError: A prior of another shape or with stored trainable tensors, an unknown likelihood; when
+            called, data outside the likelihood's support.
 
     Source: Kingma and Welling (2014).
 
@@ -83,7 +84,7 @@ class VAE(PyroModule):
         return prior  # type: ignore[no-any-return]
 
     def decode(self, z: Tensor) -> Any:
-        """The likelihood's parameters at ``z (..., d)``: the decoder sees ``(n, d)``, leading dimensions are restored."""
+        """The likelihood's parameters at ``z (..., d)``; the decoder sees ``(n, d)``."""
         return _decode(self.decoder, z)
 
     def decoder_mean(self, z: Tensor) -> Tensor:
@@ -110,12 +111,12 @@ class VAE(PyroModule):
     def latent_potential(
         self, latent: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Potential | None:
-        """``-log p(x, z)`` of a batch with its gradient, without tracing; None where a subclass changed the model."""
+        """``-log p(x, z)`` and its gradient without tracing; None where a subclass changed the model."""
         x = args[0] if args else kwargs.get("x")
         changed = type(self).forward is not VAE.forward or type(self).decode is not VAE.decode
         if changed or latent != "z" or x is None:
             return None
-        return _Potential(self, self.prior(), x)
+        return _Potential(self, self._checked_prior(self.prior()), x)
 
 
 def _decode(decoder: Callable[[Tensor], Any], z: Tensor) -> Any:
@@ -134,10 +135,12 @@ def _map(fn: Callable[[Tensor], Tensor], parameters: Any) -> Any:
 
 
 class _Potential:
-    """``U(z) = -log p(x | z) - log p(z)``; where the likelihood knows its score, only the decoder is differentiated."""
+    """``U(z) = -log p(x | z) - log p(z)``, by the likelihood's score where it knows one."""
 
     def __init__(self, vae: VAE, prior: TorchDistribution, x: Tensor) -> None:
-        self.vae, self.prior, self.x = vae, prior, x
+        # One datum that has become NaN must not raise for all.
+        unvalidated: Any = without_validation(prior)
+        self.vae, self.prior, self.x = vae, unvalidated, x
         # In the model's modules, not through the attribute: Pyro would register the decoder at each access.
         self.decoder = vae._modules.get("decoder") or vae.decoder
         self.likelihood = vae.likelihood
@@ -168,6 +171,9 @@ class _Potential:
                 return (value if create_graph else value.detach()), gradient
             outputs = parameters if isinstance(parameters, tuple) else (parameters,)
             scores = score if isinstance(score, tuple) else (score,)
+            # A parameter that the decoder does not compute, a constant scale say, has no graph.
+            pairs = [(o, s) for o, s in zip(outputs, scores) if o.requires_grad]
+            outputs, scores = zip(*pairs)
             (gradient,) = torch.autograd.grad(outputs, alias, scores, create_graph=create_graph)
             if self.standard:
                 gradient = alias - gradient if create_graph else alias.detach() - gradient

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pyro.distributions import TorchDistribution, TransformedDistribution, constraints
 from torch import Tensor
@@ -47,16 +49,16 @@ class PhaseSpace(TorchDistribution):
     def has_rsample(self) -> bool:  # type: ignore[override]
         return bool(self.position.has_rsample)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> PhaseSpace:
+    def expand(self, batch_shape: Any, _instance: object = None) -> PhaseSpace:
         return PhaseSpace(self.position.expand(torch.Size(batch_shape)), self.metric)
 
     def _with_momentum(self, z: Tensor) -> Tensor:
         return torch.cat([z, MomentumNormal(self.metric, z).rsample()], -1)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         return self._with_momentum(self.position.rsample(sample_shape))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         with torch.no_grad():
             return self._with_momentum(self.position.sample(sample_shape))
 
@@ -66,15 +68,16 @@ class PhaseSpace(TorchDistribution):
 
 
 class HamiltonianPosterior(TransformedDistribution):
-    """The distribution of ``(z_K, v_K)`` after ``K`` Hamiltonian steps from ``z_0 ~ position`` and ``γ ~ N(0, G(z_0))``.
+    """The distribution of ``(z_K, v_K)`` after ``K`` Hamiltonian steps.
 
-    Its density is ``q(z_0) N(γ; 0, G(z_0))`` at the point that flows there: the scaling ``v_0 = γ/√β_0`` and the tempering
-    cancel. With ``log p(x, z) = -potential(z)``,
+    They start from ``z_0 ~ position`` and ``γ ~ N(0, G(z_0))``.
+    Its density is ``q(z_0) N(γ; 0, G(z_0))`` at the point that flows there: the scaling ``v_0 = γ/√β_0`` and
+    the tempering cancel. With ``log p(x, z) = -potential(z)``,
 
     ``log ŵ = log p(x, z_K) + log N(v_K; 0, G(z_K)) - log_prob((z_K, v_K))``
 
-    is an unbiased weight of ``p(x)``. Draws carry their log density (the transform keeps its last input), so that nothing
-    is inverted.
+    is an unbiased weight of ``p(x)``. Draws carry their log density (the transform keeps its last input), so
+    that nothing is inverted.
 
     Args:
         position: A distribution of ``z_0`` with event ``(d,)``.
@@ -86,13 +89,15 @@ class HamiltonianPosterior(TransformedDistribution):
         fixed_point_steps: Iterations of each implicit half step, for a metric.
         tolerance: Iterate to this residual instead, for a metric.
 
-    Source: thesis, section 1.3.2, without the factor ``β_0^{-d/2}`` of its eq. 1.6, which belongs with the density of the
-    scaled momentum; Caterini et al. (2018).
+    Source: thesis, section 1.3.2, without the factor ``β_0^{-d/2}`` of its eq. 1.6, which belongs with the
+    density of the scaled momentum; Caterini et al. (2018).
 
     Example:
         >>> import pyro.distributions as dist
         >>> position = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-        >>> q = HamiltonianPosterior(position, lambda z: 0.5 * ((z - 1) ** 2).sum(-1), step_size=0.1, num_steps=3)
+        >>> def potential(z):
+        ...     return 0.5 * ((z - 1) ** 2).sum(-1)
+        >>> q = HamiltonianPosterior(position, potential, step_size=0.1, num_steps=3)
         >>> q.rsample((5,)).shape
         torch.Size([5, 4])
     """

@@ -18,6 +18,7 @@ from riemvae.geometry import CentroidMetric, Metric
 
 _PAIRS = 1 << 22  # points times centroids held at once
 _NORMALIZER_DRAWS = 20_000
+_PROPOSAL_MODES = 512
 _MEAN_SHIFTS = 10
 _PROPOSAL_CENTERS = 2_048  # of more centroids, a random part carries the proposal
 _PILOT_DRAWS = 4_000
@@ -223,6 +224,9 @@ class InverseVolume(TorchDistribution):
         Guibas, 1995). The uniform keeps at least 5 %, which bounds the weights by what the density itself
         varies.
 
+        Where many bumps overlap in part at ``d`` above 15, mass lies between centroids that the proposal
+        covers poorly: :attr:`WeightedDraws.effective_size` may then fall to a few percent, and says so.
+
         Args:
             num_samples: number of draws.
             generator: random numbers; ``None`` is torch's global generator.
@@ -352,9 +356,10 @@ class InverseVolume(TorchDistribution):
             if len(centers) > _PROPOSAL_CENTERS:
                 chosen = torch.randperm(len(centers), generator=generator, device=centers.device)
                 centers = centers[chosen[:_PROPOSAL_CENTERS]]
-            # Overlapping bumps add up between their centroids: the modes lie there. A step of T²/d is one of mean
-            # shift where λ is negligible.
-            modes = centers
+            # Overlapping bumps add up between their centroids: the modes lie there. A step of T²/d is one of
+            # mean shift where λ is negligible.
+            chosen = torch.randperm(len(centers), generator=generator, device=centers.device)
+            modes = centers[chosen[:_PROPOSAL_MODES]]
             for _ in range(_MEAN_SHIFTS):
                 ascent = [self.log_density_and_gradient(part)[1] for part in modes.split(1 << 14)]
                 modes = modes + temperature**2 / d * torch.cat(ascent)
@@ -501,7 +506,7 @@ def bumps_of(metric: Metric) -> tuple[Tensor, float] | None:
 
 
 def _flattened(log_weight: Tensor, least: float) -> Tensor:
-    """Normalised weights to the largest power up to one that leaves an effective size of at least ``least``."""
+    """Normalised weights to the largest power up to one whose effective size is at least ``least``."""
     low, high = 0.0, 1.0
     log_weight = log_weight.nan_to_num(neginf=torch.finfo(log_weight.dtype).min)
     power = high

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
@@ -21,7 +23,8 @@ class MomentumNormal(TorchDistribution):
 
     Example:
         >>> from riemvae.geometry import EuclideanMetric
-        >>> MomentumNormal(EuclideanMetric(2), torch.zeros(5, 2)).log_prob(torch.zeros(5, 2))[0].round(decimals=4)
+        >>> momentum = MomentumNormal(EuclideanMetric(2), torch.zeros(5, 2))
+        >>> momentum.log_prob(torch.zeros(5, 2))[0].round(decimals=4)
         tensor(-1.8379)
     """
 
@@ -35,13 +38,13 @@ class MomentumNormal(TorchDistribution):
         self.local = metric.at(z) if local is None else local
         super().__init__(z.shape[:-1], z.shape[-1:], validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> MomentumNormal:
+    def expand(self, batch_shape: Any, _instance: object = None) -> MomentumNormal:
         batch_shape = torch.Size(batch_shape)
         if batch_shape == self.batch_shape:
             return self
         return MomentumNormal(self.metric, self.z.expand(*batch_shape, self.z.shape[-1]))
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         noise = torch.randn(*sample_shape, *self.z.shape, dtype=self.z.dtype, device=self.z.device)
         return self.local.momentum(noise)
 

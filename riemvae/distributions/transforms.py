@@ -21,8 +21,9 @@ from riemvae.geometry import (
 class _HamiltonianFlow(TransformModule):
     """What the two leapfrog transforms share: the split of the event, and the inverse by reversed momentum.
 
-    Without tempering a reversible integrator is inverted by flipping the momentum, integrating and flipping back. With the
-    tempering schedule the inverse runs step by step: undo the factor of step ``k``, then integrate one step backwards.
+    Without tempering a reversible integrator is inverted by flipping the momentum, integrating and flipping
+    back. With the tempering schedule the inverse runs step by step: undo the factor of step ``k``, then
+    integrate one step backwards.
     """
 
     domain = constraints.real_vector
@@ -38,7 +39,8 @@ class _HamiltonianFlow(TransformModule):
             check_positive("step_size", step_size)
         if not isinstance(tempering, Tensor):
             check_positive("tempering", tempering)
-        # A potential that is a module registers, so that its parameters are found; any other callable is kept as it is.
+        # A potential that is a module registers, so that its parameters are found; any other callable is kept
+        # as it is.
         self.potential = potential
         self.num_steps = check_count("num_steps", num_steps, minimum=0)
         self.step_size, self.tempering = step_size, tempering
@@ -69,15 +71,15 @@ class _HamiltonianFlow(TransformModule):
         return torch.cat([z, v * schedule[0]], -1)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Zero: each step preserves volume, and the factors of the tempering schedule cancel over the whole map."""
+        """Zero: each step preserves volume, and the factors of the tempering cancel over the whole map."""
         return x.new_zeros(x.shape[:-1])
 
 
 class Leapfrog(_HamiltonianFlow):
     """``num_steps`` leapfrog steps of ``H = U(z) + ½ vᵀ v`` as a bijection of ``(z, v)``, event ``(2d,)``.
 
-    The momentum that comes in is divided by ``√β_0``, and the tempering schedule gives the factor back step by step: the
-    map preserves volume and its log-determinant is zero.
+    The momentum that comes in is divided by ``√β_0``, and the tempering schedule gives the factor back step
+    by step: the map preserves volume and its log-determinant is zero.
 
     Args:
         potential: ``U``: ``z (..., d) -> (...)``, or an object with ``value_and_gradient``.
@@ -111,10 +113,11 @@ class Leapfrog(_HamiltonianFlow):
 
 
 class RiemannianLeapfrog(_HamiltonianFlow):
-    """``num_steps`` generalized leapfrog steps of a Riemannian Hamiltonian as a bijection of ``(z, v)``, event ``(2d,)``.
+    """``num_steps`` generalized leapfrog steps under a metric as a bijection of ``(z, v)``, event ``(2d,)``.
 
-    At converged fixed points the map is reversible and its log-determinant is zero. With few iterations both hold up to an
-    error that the metric's curvature decides; ``info`` of the last call reports the residual per datum.
+    At converged fixed points the map is reversible and its log-determinant is zero. With few iterations both
+    hold up to an error that the metric's curvature decides; ``info`` of the last call reports the residual
+    per datum.
 
     Args:
         potential: ``U``: ``z (..., d) -> (...)``, or an object with ``value_and_gradient``.

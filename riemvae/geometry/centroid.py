@@ -13,8 +13,8 @@ from riemvae._checks import argument_error, check_finite, check_positive
 from riemvae._recipe import recipe
 from riemvae.geometry.metric import LocalMetric, Metric, inverse_and_log_det
 
-# Weights of one tile, [points, centroids], are kept near this many numbers: memory stays O(points x tile) for any number
-# of centroids, and a tile of a few MiB stays in cache.
+# Weights of one tile, [points, centroids], are kept near this many numbers: memory stays O(points x tile) for
+# any number of centroids, and a tile of a few MiB stays in cache.
 _TILE_ELEMENTS = 1 << 20
 _MINIMUM_TILE = 256
 
@@ -33,7 +33,8 @@ class _CentroidLocal(LocalMetric):
     """``CentroidMetric`` at given points, every derivative in closed form.
 
     With ``w_i = exp(-‖z-c_i‖²/T²)`` and ``S_i = w_i tr(M A_i)`` the pullback of ``M`` is
-    ``-(2/T²) Σ_i S_i (z-c_i) = -(2/T²) (z ΣS - S·C)``: a product with the packed ``A``, one with the centroids.
+    ``-(2/T²) Σ_i S_i (z-c_i) = -(2/T²) (z ΣS - S·C)``: a product with the packed ``A``, one with the
+    centroids.
     """
 
     metric: CentroidMetric
@@ -46,7 +47,7 @@ class _CentroidLocal(LocalMetric):
         self._weights: list[Tensor] | None = None
 
     def _tile_weights(self) -> Iterator[tuple[_Tile, Tensor]]:
-        """Each tile with its weights ``(points, n)``; one tile is kept, several are computed again when asked for."""
+        """Each tile with its weights ``(points, n)``; one tile is kept, several are computed each time."""
         if self._weights is None:
             weights = []
             scale = 1.0 / self.metric.temperature**2
@@ -115,23 +116,26 @@ class _Prepared:
 class CentroidMetric(Metric):
     """The metric of the Riemannian Hamiltonian VAE, given by its inverse.
 
-    ``G⁻¹(z) = Σ_i A_i exp(-‖z-c_i‖²/T²) + λ I`` with ``A_i = L_i L_iᵀ``. Its volume is small near the centroids, so that
-    its geodesics run through data. The sum is not normalised: its scale grows with the number of centroids.
+    ``G⁻¹(z) = Σ_i A_i exp(-‖z-c_i‖²/T²) + λ I`` with ``A_i = L_i L_iᵀ``. Its volume is small near the
+    centroids, so that its geodesics run through data. The sum is not normalised: its scale grows with the
+    number of centroids.
 
-    Evaluations are tiled over the centroids, never form ``[points, N, d, d]``, and differentiate in closed form; gradients
-    with respect to the centroids and factors flow.
+    Evaluations are tiled over the centroids, never form ``[points, N, d, d]``, and differentiate in closed
+    form; gradients with respect to the centroids and factors flow.
 
     Args:
         centroids: ``c (N, d)``.
         factors: ``L (N, d, d)``, lower triangular.
         temperature: ``T > 0``, the width of a bump in units of ``z``.
-        regularization: ``λ >= 0``, the inverse metric far from all centroids. At 0 the metric is singular far away.
+        regularization: ``λ >= 0``, the inverse metric far from all centroids. At 0 the metric is singular far
+            away.
 
     Raises:
-        ValueError: Shapes that do not fit, no centroid, NaN, factors that are not lower triangular, or ``T``, ``λ`` out of
-            range.
+        ValueError: Shapes that do not fit, no centroid, NaN, factors that are not lower triangular, or ``T``,
+            ``λ`` out of range.
 
-    Source: Chadebec, Thibeau-Sutre, Burgos and Allassonnière (2022), eq. 1.7 of the thesis; after Louis (2019).
+    Source: Chadebec, Thibeau-Sutre, Burgos and Allassonnière (2022), eq. 1.7 of the thesis; after Louis
+    (2019).
 
     Example:
         >>> m = CentroidMetric(torch.zeros(1, 2), torch.eye(2)[None], temperature=1.0, regularization=1e-3)
@@ -205,7 +209,10 @@ class CentroidMetric(Metric):
         ):
             return self._cache[1]
         prepared = _Prepared(self)
-        self._cache = (key, prepared)
+        # Leaves outlive a backward pass, which frees the graph between them and what is derived from them.
+        leaves = any(t.requires_grad and t.is_leaf for t in (self.centroids, self.factors))
+        if not (leaves and torch.is_grad_enabled()):
+            self._cache = (key, prepared)
         return prepared
 
     def __getstate__(self) -> dict[str, object]:
@@ -231,7 +238,8 @@ class CentroidMetric(Metric):
 
     def extra_repr(self) -> str:
         n, d = self.centroids.shape
-        return f"{n} centroids, latent_dim={d}, temperature={self.temperature}, regularization={self.regularization}"
+        numbers = f"temperature={self.temperature}, regularization={self.regularization}"
+        return f"{n} centroids, latent_dim={d}, {numbers}"
 
 
 def _version(tensor: Tensor) -> int:
@@ -242,7 +250,7 @@ _LAYOUTS: dict[tuple[object, ...], dict[str, Tensor]] = {}
 
 
 def _layout(d: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Index maps between a symmetric matrix and its packed lower triangle, shared by all metrics of one kind."""
+    """Index maps between a symmetric matrix and its packed lower triangle, shared by metrics of a kind."""
     key = (d, dtype, device)
     if key not in _LAYOUTS:
         with torch.inference_mode(False):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_count, check_positive
-from riemvae.geometry.metric import LocalMetric, Metric
 from riemvae.geometry import potential as potentials
+from riemvae.geometry.metric import LocalMetric, Metric
 from riemvae.geometry.potential import Potential
 
-# With a tolerance, a fixed point that has not been reached after so many iterations is reported as not converged.
+# With a tolerance, a fixed point that has not been reached after so many iterations is reported as not
+# converged.
 MAXIMUM_ITERATIONS = 50
 
 
@@ -21,9 +22,10 @@ class IntegratorInfo(NamedTuple):
     """What an integration reports, each per datum ``(...)``.
 
     Attributes:
-        residual: The largest change that the last fixed-point iteration of any step made, in any coordinate, relative to
-            ``1 + max|coordinate|``. Zero for an explicit integrator.
-        converged: With a tolerance: every fixed point was reached. Without: nothing is known but that it is finite.
+        residual: The largest change that the last fixed-point iteration of any step made, in any coordinate,
+            relative to ``1 + max|coordinate|``. Zero for an explicit integrator.
+        converged: With a tolerance: every fixed point was reached. Without: nothing is known but that it is
+            finite.
         diverged: A position, momentum or potential is not finite.
         potential: ``U(z_K)`` at the end.
         iterations: The largest number of fixed-point iterations that a half step took (an ``int``).
@@ -41,13 +43,14 @@ class IntegratorInfo(NamedTuple):
 def inverse_temperatures(tempering: float | Tensor, num_steps: int) -> list[float | Tensor]:
     """The quadratic tempering schedule ``√β_0, …, √β_K`` from ``√β_0 = tempering`` to ``√β_K = 1``.
 
-    ``√β_k = ((1 - 1/√β_0) k²/K² + 1/√β_0)⁻¹``. Without a step there is nothing to temper: ``K = 0`` forces ``β_0 = 1``.
+    ``√β_k = ((1 - 1/√β_0) k²/K² + 1/√β_0)⁻¹``. Without a step there is nothing to temper: ``K = 0`` forces
+    ``β_0 = 1``.
 
     Source: Caterini, Doucet and Sejdinovic (2018); thesis, section 1.3.2.
 
     Example:
         >>> [round(value, 3) for value in inverse_temperatures(0.3, 3)]
-        [0.3, 0.324, 0.435, 1.0]
+        [0.3, 0.325, 0.435, 1.0]
     """
     if num_steps == 0:
         return [1.0]
@@ -61,7 +64,8 @@ def _check(
     if z.shape != v.shape or z.dim() == 0:
         raise argument_error("v", f"a momentum of the shape of z, {tuple(z.shape)}", v)
     check_count("num_steps", num_steps, minimum=0)
-    # Tensors are not inspected: that would wait for the device at every call, and a learned value may be a function's output.
+    # Tensors are not inspected: that would wait for the device at every call, and a learned value may be a
+    # function's output.
     if not isinstance(step_size, Tensor):
         check_positive("step_size", step_size)
     if not isinstance(tempering, Tensor):
@@ -91,11 +95,11 @@ def leapfrog(
 ) -> tuple[Tensor, Tensor, IntegratorInfo]:
     """Integrates ``H(z, v) = U(z) + ½ vᵀ v`` by the leapfrog (Störmer-Verlet) scheme.
 
-    Reversible, volume preserving and of second order. The gradient of the potential is evaluated ``num_steps + 1`` times:
-    neighbouring half steps share it.
+    Reversible, volume preserving and of second order. The gradient of the potential is evaluated ``num_steps
+    + 1`` times: neighbouring half steps share it.
 
-    With tempering the given momentum is divided by ``√β_0`` at the start and multiplied by ``√(β_{k-1}/β_k)`` after step
-    ``k``: the factors cancel, so that the whole map still preserves volume.
+    With tempering the given momentum is divided by ``√β_0`` at the start and multiplied by ``√(β_{k-1}/β_k)``
+    after step ``k``: the factors cancel, so that the whole map still preserves volume.
 
     Args:
         potential: ``U``: ``z (..., d) -> (...)``, or an object with a ``value_and_gradient``.
@@ -114,7 +118,9 @@ def leapfrog(
     Source: thesis, eq. 1.9; Neal (2011); Caterini et al. (2018) for tempering.
 
     Example:
-        >>> z, v, info = leapfrog(lambda z: 0.5 * (z**2).sum(-1), torch.tensor([1.0]), torch.tensor([0.0]), 0.01, 100)
+        >>> z, v = torch.tensor([1.0]), torch.tensor([0.0])
+        >>> with torch.no_grad():
+        ...     z, v, info = leapfrog(lambda z: 0.5 * (z**2).sum(-1), z, v, step_size=0.01, num_steps=100)
         >>> z.round(decimals=3)  # cos(1)
         tensor([0.5400])
     """
@@ -141,7 +147,7 @@ def _not_finite(z: Tensor, v: Tensor, value: Tensor) -> Tensor:
 
 
 class _FixedPoint:
-    """Iterates ``x <- update(x)``, a fixed number of times or until no datum moves by more than the tolerance."""
+    """Iterates ``x <- update(x)``, a fixed number of times or until no datum moves more than a tolerance."""
 
     def __init__(self, steps: int, tolerance: float | None) -> None:
         self.steps, self.tolerance = steps, tolerance
@@ -190,10 +196,10 @@ def generalized_leapfrog(
 ) -> tuple[Tensor, Tensor, IntegratorInfo]:
     """Integrates ``H(z, v) = U(z) + ½ log det G(z) + ½ vᵀ G⁻¹(z) v`` by the generalized leapfrog scheme.
 
-    The first half step is implicit in ``v`` and the position step is implicit in ``z`` (the metric is evaluated again at
-    each iterate); at converged fixed points the map is reversible and preserves volume. Derivatives of ``H`` in ``z`` are
-    partial ones, at fixed ``v``. The potential's gradient does not depend on ``v``: it is evaluated ``num_steps + 1`` times
-    and only the kinetic part is iterated.
+    The first half step is implicit in ``v`` and the position step is implicit in ``z`` (the metric is
+    evaluated again at each iterate); at converged fixed points the map is reversible and preserves volume.
+    Derivatives of ``H`` in ``z`` are partial ones, at fixed ``v``. The potential's gradient does not depend
+    on ``v``: it is evaluated ``num_steps + 1`` times and only the kinetic part is iterated.
 
     Args:
         potential: ``U``: ``z (..., d) -> (...)``, or an object with a ``value_and_gradient``.
@@ -218,7 +224,10 @@ def generalized_leapfrog(
     Example:
         >>> from riemvae.geometry import EuclideanMetric
         >>> z, v = torch.tensor([1.0]), torch.tensor([0.0])
-        >>> z, v, info = generalized_leapfrog(lambda z: 0.5 * (z**2).sum(-1), EuclideanMetric(1), z, v, 0.01, 100)
+        >>> def potential(z):
+        ...     return 0.5 * (z**2).sum(-1)
+        >>> with torch.no_grad():
+        ...     z, v, info = generalized_leapfrog(potential, EuclideanMetric(1), z, v, 0.01, 100)
         >>> z.round(decimals=3), bool(info.diverged)
         (tensor([0.5400]), False)
     """

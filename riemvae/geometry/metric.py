@@ -1,4 +1,4 @@
-"""Riemannian metrics of a latent space: a metric gives its tensor or its inverse, the base derives the rest."""
+"""Riemannian metrics of a latent space: a metric gives its tensor or inverse, the base derives the rest."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def _cholesky(matrix: Tensor) -> Tensor:
 class _InverseAndLogDet(torch.autograd.Function):
     """``(A⁻¹, log det A)`` of symmetric positive-definite matrices from one Cholesky factorisation.
 
-    The backward pass needs no further factorisation: with ``B = A⁻¹``, ``dB = -B dA B`` and ``d log det A = tr(B dA)``.
-    It is written in differentiable operations, so that it can itself be differentiated.
+    The backward pass needs no further factorisation: with ``B = A⁻¹``, ``dB = -B dA B`` and ``d log det A =
+    tr(B dA)``. It is written in differentiable operations, so that it can itself be differentiated.
     """
 
     @staticmethod
@@ -45,7 +45,8 @@ def inverse_and_log_det(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse and the log determinant of symmetric positive-definite matrices ``(..., d, d)``.
 
     Returns:
-        ``(inverse, log_det)`` of shapes ``(..., d, d)`` and ``(...)``; NaN where a matrix is not positive definite.
+        ``(inverse, log_det)`` of shapes ``(..., d, d)`` and ``(...)``; NaN where a matrix is not positive
+        definite.
 
     Example:
         >>> inverse, log_det = inverse_and_log_det(2.0 * torch.eye(3))
@@ -63,8 +64,8 @@ def _quadratic(matrix: Tensor, a: Tensor, b: Tensor) -> Tensor:
 class LocalMetric:
     """A metric at given points ``z (..., d)``: all that one evaluation gives, computed once and shared.
 
-    An integrator asks the same point for its velocity, its volume and the gradient of its kinetic energy, for several
-    momenta. Each quantity here is computed when first asked for and kept.
+    An integrator asks the same point for its velocity, its volume and the gradient of its kinetic energy, for
+    several momenta. Each quantity here is computed when first asked for and kept.
 
     A metric with a closed form overrides :meth:`pullback`; everything else follows from it.
 
@@ -77,13 +78,13 @@ class LocalMetric:
         self.metric = metric
         self.z = z
 
-    # -- the matrices --------------------------------------------------------------------------------------------------
+    # -- the matrices -----------------------------------------------------------------------------------
 
     @cached_property
     def _primary(self) -> tuple[Tensor, Tensor]:
-        """An alias of ``z`` and the metric's own matrix there, still connected when gradients are to be taken.
+        """An alias of ``z`` and the metric's own matrix there, connected where gradients are to be taken.
 
-        The alias is what makes the derivative *partial*: a momentum computed from ``z`` does not depend on it.
+        The alias makes the derivative *partial*: a momentum computed from ``z`` does not depend on it.
         """
         with torch.inference_mode(False), torch.enable_grad():
             connected = self._create_graph and self.z.requires_grad
@@ -118,10 +119,10 @@ class LocalMetric:
         """``½ log det G(z)``, shape ``(...)``."""
         return 0.5 * self._pair[2]
 
-    # -- derivatives ---------------------------------------------------------------------------------------------------
+    # -- derivatives ------------------------------------------------------------------------------------
 
     def pullback(self, matrix: Tensor) -> Tensor:
-        """``Σ_ab M_ab ∂(G⁻¹)_ab/∂z`` for symmetric ``M (..., d, d)``: the one derivative that all others come from."""
+        """``Σ_ab M_ab ∂(G⁻¹)_ab/∂z`` for symmetric ``M (..., d, d)``: all other derivatives come from it."""
         alias, primary = self._primary
         # For a metric that gives G: ∂G⁻¹ = -G⁻¹ ∂G G⁻¹.
         weight = matrix if self.metric.gives_inverse else -(self.inverse @ matrix @ self.inverse)
@@ -130,9 +131,14 @@ class LocalMetric:
         create_graph = self._create_graph
         with torch.inference_mode(False), torch.enable_grad():
             (gradient,) = torch.autograd.grad(
-                primary, alias, weight.expand(primary.shape), create_graph=create_graph, retain_graph=True
+                primary,
+                alias,
+                weight.expand(primary.shape),
+                create_graph=create_graph,
+                retain_graph=True,
+                allow_unused=True,  # a matrix that is trained but the same everywhere
             )
-        return gradient
+        return torch.zeros_like(self.z) if gradient is None else gradient
 
     def kinetic_gradient(self, v: Tensor) -> Tensor:
         """``∂/∂z [½ vᵀ G⁻¹(z) v + ½ log det G(z)]`` at fixed momentum ``v``, shape ``(..., d)``.
@@ -146,7 +152,7 @@ class LocalMetric:
         """``∂/∂z ½ log det G(z)``, shape ``(..., d)``."""
         return self.pullback(-0.5 * self.tensor)
 
-    # -- momenta -------------------------------------------------------------------------------------------------------
+    # -- momenta ----------------------------------------------------------------------------------------
 
     def velocity(self, v: Tensor) -> Tensor:
         """``G⁻¹(z) v``: the velocity of a momentum (a covector), shape ``(..., d)``."""
@@ -175,9 +181,9 @@ class LocalMetric:
 class Metric(nn.Module):
     """A Riemannian metric ``G(z)`` on ``ℝᵈ``, points of shape ``(..., d)``.
 
-    A subclass sets ``latent_dim`` and gives :meth:`tensor` or :meth:`inverse` (both, if both are cheap). Volume, inner
-    products, momenta, their densities and every gradient are derived, by Cholesky factorisations in log space and by
-    automatic differentiation.
+    A subclass sets ``latent_dim`` and gives :meth:`tensor` or :meth:`inverse` (both, if both are cheap).
+    Volume, inner products, momenta, their densities and every gradient are derived, by Cholesky
+    factorisations in log space and by automatic differentiation.
 
     Args:
         latent_dim: The dimension ``d``; may be set as an attribute instead.

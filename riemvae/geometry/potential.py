@@ -34,12 +34,13 @@ Potential = Callable[[Tensor], Tensor]
 def value_and_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
     """``(U(z), ∇U(z))`` of shapes ``(...)`` and ``(..., d)``.
 
-    A potential with a method ``value_and_gradient`` is asked; any other is differentiated. Where gradients are enabled, the
-    result can be differentiated again; under ``no_grad`` (or ``inference_mode``) the graph is dropped.
+    A potential with a method ``value_and_gradient`` is asked; any other is differentiated. Where gradients
+    are enabled, the result can be differentiated again; under ``no_grad`` (or ``inference_mode``) the graph
+    is dropped.
 
     Example:
         >>> value, gradient = value_and_gradient(lambda z: 0.5 * (z**2).sum(-1), torch.tensor([3.0, 4.0]))
-        >>> value, gradient
+        >>> value.detach(), gradient.detach()
         (tensor(12.5000), tensor([3., 4.]))
     """
     if isinstance(potential, DifferentiablePotential):
@@ -59,7 +60,7 @@ def value_and_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]
 
 
 def gradient(potential: Potential, z: Tensor) -> Tensor:
-    """``∇U(z)`` alone, ``(..., d)``, for less than :func:`value_and_gradient` where the potential offers it."""
+    """``∇U(z)`` alone, ``(..., d)``, for less than :func:`value_and_gradient` where that is offered."""
     if isinstance(potential, GradientPotential):
         return potential.gradient(z)
     return value_and_gradient(potential, z)[1]

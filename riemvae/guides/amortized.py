@@ -1,4 +1,4 @@
-"""What all amortised guides share: the model's structure, its plates, what the encoder sees, global values."""
+"""What all amortised guides share: the model's structure, plates, what the encoder sees, global values."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from riemvae._checks import argument_error
-from riemvae.guides.log_joint import BATCH_DIM, ModelStructure, examine, is_subsample, refuse_unconditioned
+from riemvae.guides.log_joint import (
+    BATCH_DIM,
+    ModelStructure,
+    examine,
+    is_real,
+    is_subsample,
+    unconditioned,
+)
 
 Given = Mapping[str, Tensor] | Callable[..., Any]
 
@@ -68,8 +75,8 @@ class AmortizedGuide(PyroModule):
     Args:
         model: The model itself: a module or a function (not a bound method).
         latent: The name of the latent site, with an event ``(d,)`` inside a data plate at dim -1.
-        given: What the model's other latents are: a mapping of values, or a guide of them (called with the model's
-            arguments, outside the plate). None where there are no others.
+        given: What the model's other latents are: a mapping of values, or a guide of them (called with the
+            model's arguments, outside the plate). None where there are no others.
     """
 
     def __init__(self, model: Callable[..., Any], *, latent: str = "z", given: Given | None = None) -> None:
@@ -94,7 +101,8 @@ class AmortizedGuide(PyroModule):
         return self._model_reference[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # The model is shared, not copied, unless it is copied in the same call (copy.deepcopy((model, guide))).
+        # The model is shared, not copied, unless it is copied in the same call (copy.deepcopy((model,
+        # guide))).
         import copy
 
         new = self.__class__.__new__(self.__class__)
@@ -111,7 +119,7 @@ class AmortizedGuide(PyroModule):
         """Draws the latent within a call, its own or that of the guide that it is the start of."""
         raise NotImplementedError
 
-    # -- the data ------------------------------------------------------------------------------------------------------
+    # -- the data ----------------------------------------------------------------------------------------
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GuideCall:
         if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
@@ -143,7 +151,8 @@ class AmortizedGuide(PyroModule):
         if not structure.others:
             return {}
         if self.given is None:
-            refuse_unconditioned(list(structure.others))
+            raise unconditioned(list(structure.others))
+        values: dict[str, Any]
         if isinstance(self.given, Mapping):
             values = dict(self.given)
             for name in structure.others:
@@ -160,7 +169,7 @@ class AmortizedGuide(PyroModule):
             }
         missing = [name for name in structure.others if name not in values]
         if missing:
-            refuse_unconditioned(missing)
+            raise unconditioned(missing)
         return {name: values[name] for name in structure.others}
 
     def _inputs(self, call: GuideCall) -> list[Any]:
@@ -183,15 +192,12 @@ class AmortizedGuide(PyroModule):
         """The encoder's distribution for this call; None for a guide without one."""
         return None
 
-    # -- the support ---------------------------------------------------------------------------------------------------
+    # -- the support ------------------------------------------------------------------------------------
 
     @staticmethod
     def _transform(structure: ModelStructure) -> Any:
         """The bijection from ``ℝᵈ`` to the latent's support, None where that is ``ℝᵈ``."""
-        support = structure.support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        if support is constraints.real or support is constraints.real_vector:
+        if is_real(structure.support):
             return None
         transform = biject_to(structure.support)
         if transform.inverse_shape(structure.event_shape) != structure.event_shape:
@@ -204,7 +210,7 @@ class AmortizedGuide(PyroModule):
         return transform
 
     def encoder_posterior(self, encoder: Callable[..., Any], call: GuideCall) -> TorchDistribution:
-        """``q(·|x)`` in unconstrained coordinates: the encoder's distribution, or a normal of its ``(loc, scale)``."""
+        """``q(·|x)`` in unconstrained coordinates: the encoder's distribution, or the normal of its pair."""
         posterior = as_posterior(self._encode(encoder, self._inputs(call)))
         if posterior.event_shape != call.structure.event_shape:
             raise argument_error(
@@ -230,7 +236,8 @@ class AmortizedGuide(PyroModule):
 def as_posterior(result: Any) -> TorchDistribution:
     """An encoder's result as a distribution with event ``(d,)``."""
     if isinstance(result, torch.distributions.Distribution):
-        return result if len(result.event_shape) else result.to_event(1)  # type: ignore[attr-defined,no-any-return]
+        vector: Any = result
+        return vector if len(result.event_shape) else vector.to_event(1)  # type: ignore[no-any-return]
     try:
         loc, scale = result
     except (TypeError, ValueError):

@@ -26,8 +26,9 @@ _CURRENT: ContextVar[Evaluation | None] = ContextVar("riemvae_evaluation", defau
 def evaluating(tolerance: float = 1e-6) -> Iterator[None]:
     """Within it, guides estimate rather than train.
 
-    Fixed points are iterated to ``tolerance``; a datum whose integration diverges or does not converge gets log weight
-    ``-inf``, so that an estimate can only be too low; a metric that still depends on the minibatch is refused.
+    Fixed points are iterated to ``tolerance``; a datum whose integration diverges or does not converge gets
+    log weight ``-inf``, so that an estimate can only be too low; a metric that still depends on the minibatch
+    is refused.
     """
     token = _CURRENT.set(Evaluation(tolerance))
     try:

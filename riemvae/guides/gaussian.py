@@ -14,20 +14,21 @@ from riemvae.guides.amortized import AmortizedGuide, Given, GuideCall
 
 @recipe
 class GaussianGuide(AmortizedGuide):
-    """``q(z|x)`` from an encoder: a factorised normal of its ``(loc, scale)``, or whatever distribution it returns.
+    """``q(z|x)`` from an encoder: the factorised normal of ``(loc, scale)``, or whatever it returns.
 
-    On a constrained latent the encoder works in unconstrained coordinates ``u``, ``z = T(u)`` with ``T = biject_to(support)``.
+    On a constrained latent the encoder works in unconstrained coordinates ``u``, ``z = T(u)`` with ``T =
+    biject_to(support)``.
 
     Args:
         model: Any Pyro model with a latent ``z``: the module itself or a function.
-        encoder: ``x -> (loc, scale)``, each ``(B, d)``, or ``x -> Distribution`` with event ``(d,)``. It gets as many of the
-            model's arguments as it requires.
+        encoder: ``x -> (loc, scale)``, each ``(B, d)``, or ``x -> Distribution`` with event ``(d,)``. It gets
+            as many of the model's arguments as it requires.
         latent: The name of the latent site.
         given: Values of the model's other latents, or a guide of them.
 
     Raises:
-        ValueError: At the first call: no such latent, no data plate at dim -1, other latents without a value, shapes that
-            do not fit.
+        ValueError: At the first call: no such latent, no data plate at dim -1, other latents without a value,
+            shapes that do not fit.
 
     Source: Kingma and Welling (2014).
 

@@ -27,7 +27,7 @@ from riemvae.geometry import (
 )
 from riemvae.guides.amortized import AmortizedGuide, Given, GuideCall
 from riemvae.guides.evaluation import Evaluation, current_evaluation
-from riemvae.guides.log_joint import is_subsample, per_datum, potential_of, site_log_prob
+from riemvae.guides.log_joint import in_batch, is_subsample, per_datum, potential_of, site_log_prob
 
 
 class _Rename(Messenger):
@@ -56,23 +56,27 @@ class _ConstrainedPotential:
 
 def _log_det(transform: Any, u: Tensor, z: Tensor) -> Tensor:
     """``log|det ∂T/∂u|`` per datum, whatever event the bijection itself declares."""
-    return transform.log_abs_det_jacobian(u, z).reshape(*u.shape[:-1], -1).sum(-1)  # type: ignore[no-any-return]
+    log_det: Tensor = transform.log_abs_det_jacobian(u, z)
+    return log_det.reshape(*u.shape[:-1], -1).sum(-1)
 
 
 @recipe
 class HamiltonianGuide(AmortizedGuide):
-    """The guide of the Hamiltonian VAE: ``z_0 ~ q(·|x)``, ``γ ~ N(0, I)``, then ``K`` tempered leapfrog steps on ``-log p(x, z)``.
+    """The guide of the Hamiltonian VAE: an encoder's draw, carried by ``K`` tempered leapfrog steps.
 
-    It registers the auxiliary sites ``z_0`` and ``z_momentum``, subtracts ``log N(v_K; 0, G)`` by a factor and gives the
-    model ``z_K``; plain ``SVI(model, guide, optim, Trace_ELBO())`` then trains it, exactly. The target is got by tracing
-    the model given ``z``, global values and the current subsample.
+    ``z_0 ~ q(·|x)``, ``γ ~ N(0, I)``, ``v_0 = γ/√β_0``, then leapfrog steps on ``-log p(x, z)``. It registers
+    the auxiliary sites ``z_0`` and ``z_momentum``, subtracts ``log N(v_K; 0, G)`` by a factor and gives the
+    model ``z_K``; plain ``SVI(model, guide, optim, Trace_ELBO())`` then trains it, exactly. The target is got
+    by tracing the model given ``z``, global values and the current subsample.
 
-    A datum whose integration diverges is left out of a training bound (its term is zero); in an estimate of a likelihood it
-    has weight zero. ``num_diverged`` counts those of the last call and ``info`` tells more of it.
+    A datum whose integration diverges is left out of a training bound (its term is zero); in an estimate of a
+    likelihood it has weight zero. ``num_diverged`` counts those of the last call and ``info`` tells more of
+    it.
 
     Args:
         model: Any Pyro model with a latent ``z``: the module itself or a function.
-        encoder: ``x -> (loc, scale)`` or ``x -> Distribution``; or another guide of the same latent, whose draw is ``z_0``.
+        encoder: ``x -> (loc, scale)`` or ``x -> Distribution``; or another guide of the same latent, whose
+            draw is ``z_0``.
         num_steps: ``K >= 0``; 0 is the base guide itself.
         step_size: ``ε``, a number, or ``(d,)`` numbers, one a coordinate.
         tempering: ``√β_0``; 1 is none.
@@ -143,7 +147,7 @@ class HamiltonianGuide(AmortizedGuide):
         """``√β_0``, as it is now."""
         return self.tempering_logit.sigmoid() if self.learn_tempering else self._fixed_tempering
 
-    # -- what the Riemannian guide changes -----------------------------------------------------------------------------
+    # -- what the Riemannian guide changes ---------------------------------------------------------------
 
     def _call_metric(self, call: GuideCall, posterior: Any) -> Metric | None:
         """The metric of this call; None is the flat one with the explicit integrator."""
@@ -154,30 +158,37 @@ class HamiltonianGuide(AmortizedGuide):
     ) -> tuple[Tensor, Tensor, IntegratorInfo]:
         return leapfrog(potential, start.z, v, step_size, self.num_steps, tempering=self.tempering)
 
-    # -- the guide -----------------------------------------------------------------------------------------------------
+    # -- the guide ---------------------------------------------------------------------------------------
 
-    def _start(self, call: GuideCall, transform: Any) -> tuple[Tensor, Any, Callable[[], Tensor]]:
-        """``u_0``, the posterior that it came from (None where unknown) and its log density in ``u``."""
+    def _start(
+        self, call: GuideCall, transform: Any
+    ) -> tuple[Tensor, Any, Tensor | float, Callable[[], Tensor]]:
+        """``u_0``, the posterior that it came from (None where unknown), and the density of its sites.
+
+        That of a base guide is a density of ``z_0 = T(u_0)``: the third value is what has to be added to
+        make it one of ``u_0``, the fourth gives it as registered.
+        """
         encoder = self.encoder
         name = f"{self.latent}_0"
         if not isinstance(encoder, AmortizedGuide):
             posterior = self.encoder_posterior(encoder, call)
             with call.plates():
                 u = pyro.sample(name, posterior, infer={"is_auxiliary": True})
-            return u, posterior, lambda: posterior.log_prob(u)
+            return u, posterior, 0.0, lambda: posterior.log_prob(u)
         with poutine.trace() as captured, _Rename("_0"):
             encoder._run(call)
         trace = captured.trace
-        z = trace.nodes[name]["value"]
+        z: Any = trace.nodes[name]["value"]
         u = z if transform is None else transform.inv(z)
+        log_det = 0.0 if transform is None else _log_det(transform, u, z)
 
         def log_prob() -> Tensor:
             sites = [s for s in trace.nodes.values() if s["type"] == "sample" and not is_subsample(s)]
-            total = sum(site_log_prob(s) for s in sites if s["cond_indep_stack"])
-            correction = 0.0 if transform is None else _log_det(transform, u, z)
-            return per_datum(torch.as_tensor(total), u.shape[:-1]) + correction
+            kept = call.structure.dims
+            terms = [site_log_prob(s, kept) for s in sites if in_batch(s, call.structure.plate)]
+            return per_datum(sum(terms[1:], terms[0]), u.shape[:-1])
 
-        return u, encoder.current_posterior(call), log_prob
+        return u, encoder.current_posterior(call), log_det, log_prob
 
     def current_posterior(self, call: GuideCall) -> Any:
         """The encoder's distribution for this call, through any guides in between."""
@@ -186,9 +197,8 @@ class HamiltonianGuide(AmortizedGuide):
         return self.encoder_posterior(self.encoder, call)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        if (
-            torch.is_inference_mode_enabled()
-        ):  # the flow differentiates the model: leave that mode, not the request
+        if torch.is_inference_mode_enabled():
+            # The flow differentiates the model: it leaves the mode and still drops the graph.
             with torch.inference_mode(False), torch.no_grad():
                 return super().forward(*map(_ordinary, args), **{k: _ordinary(v) for k, v in kwargs.items()})
         return super().forward(*args, **kwargs)
@@ -196,7 +206,7 @@ class HamiltonianGuide(AmortizedGuide):
     def _run(self, call: GuideCall) -> dict[str, Tensor]:
         structure, latent = call.structure, self.latent
         transform = self._transform(structure)
-        u_0, posterior, start_log_prob = self._start(call, transform)
+        u_0, posterior, offset, start_log_prob = self._start(call, transform)
         metric = self._call_metric(call, posterior)
         d = structure.event_shape[0]
         start = MomentumNormal(EuclideanMetric(d) if metric is None else metric, u_0)
@@ -210,11 +220,14 @@ class HamiltonianGuide(AmortizedGuide):
         evaluation = current_evaluation()
         kinetic = self._kinetic(info, start, v)
         failed = info.diverged | ~torch.isfinite(kinetic.detach())
+        if isinstance(self.encoder, HamiltonianGuide) and self.encoder.info is not None:
+            failed = failed | self.encoder.info.diverged
         if evaluation is not None:
             failed = failed | ~info.converged
         any_failed = bool(failed.any())
         if any_failed and torch.is_grad_enabled():
-            # Integrated again with those data at rest: one NaN would otherwise reach every gradient, masked or not.
+            # Integrated again with those data at rest: one NaN would otherwise reach every gradient, masked
+            # or not.
             step_size = torch.where(failed.unsqueeze(-1), 0.0, torch.as_tensor(self.step_size).to(u_0))
             u, v, rest = self._flow(potential, start, noise, step_size)
             kinetic = self._kinetic(rest, start, v)
@@ -226,7 +239,7 @@ class HamiltonianGuide(AmortizedGuide):
         factor = -kinetic
         if transform is not None:
             z = transform(u)
-            factor = factor + _log_det(transform, u_0, transform(u_0)) - _log_det(transform, u, z)
+            factor = factor + offset - _log_det(transform, u, z)
         else:
             z = u
         if any_failed:
@@ -255,15 +268,13 @@ class HamiltonianGuide(AmortizedGuide):
         noise: Tensor,
         start_log_prob: Callable[[], Tensor],
     ) -> Tensor:
-        """The factor of a datum that failed: weight zero in an estimate, a bound of exactly zero in training."""
+        """The factor of a datum that failed: weight zero in an estimate, a bound of zero in training."""
         if evaluation is not None:
             return torch.full_like(u_0[..., 0], math.inf)
         log_joint = -potential(u_0)
-        log_q = start_log_prob()
-        if transform is not None:  # both densities in the model's own coordinates
-            log_det = _log_det(transform, u_0, transform(u_0))
-            log_joint, log_q = log_joint - log_det, log_q - log_det
-        return log_joint - log_q - start.log_prob(noise)
+        if transform is not None:  # the model's own density, of z
+            log_joint = log_joint - _log_det(transform, u_0, transform(u_0))
+        return log_joint - start_log_prob() - start.log_prob(noise)
 
     def _report(self, info: IntegratorInfo, failed: Tensor) -> None:
         # A diagnostic of the last call, detached: it holds no graph and decides nothing.
@@ -279,14 +290,15 @@ def _ordinary(value: Any) -> Any:
 
 @recipe
 class RiemannianHamiltonianGuide(HamiltonianGuide):
-    """The guide of the Riemannian Hamiltonian VAE: as :class:`HamiltonianGuide`, under a metric ``G`` of the latent space.
+    """The guide of the Riemannian Hamiltonian VAE: :class:`HamiltonianGuide` under a metric ``G``.
 
     ``γ ~ N(0, G(z_0))``, ``v_0 = γ/√β_0``, then ``K`` generalized leapfrog steps, and the weight
 
     ``log ŵ = log p(x|z_K) + log p(z_K) + log N(v_K; 0, G(z_K)) - log q(z_0|x) - log N(γ; 0, G(z_0))``.
 
-    A learned metric is built from the minibatch at each call, in training; :meth:`freeze_metric` builds it once from a whole
-    data set, after which it no longer changes. Estimates of a likelihood need a frozen (or given) metric.
+    A learned metric is built from the minibatch at each call, in training; :meth:`freeze_metric` builds it
+    once from a whole data set, after which it no longer changes. Estimates of a likelihood need a frozen (or
+    given) metric.
 
     Args:
         model: Any Pyro model with a latent ``z``.
@@ -311,7 +323,8 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
         ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
         >>> encoder = lambda x: (x / 2, torch.ones_like(x))
-        >>> guide = RiemannianHamiltonianGuide(model, encoder, ConstantMetric(2 * torch.eye(2)), step_size=0.1)
+        >>> metric = ConstantMetric(2 * torch.eye(2))
+        >>> guide = RiemannianHamiltonianGuide(model, encoder, metric, step_size=0.1)
         >>> guide(torch.randn(5, 2))["z"].shape
         torch.Size([5, 2])
     """
@@ -415,7 +428,7 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
             start=start.local,
         )
 
-    # -- the metric after training -------------------------------------------------------------------------------------
+    # -- the metric after training -----------------------------------------------------------------------
 
     def freeze_metric(
         self,
@@ -426,8 +439,8 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
     ) -> Metric:
         """Builds the metric once from a whole data set with the weights as they are, and keeps it in buffers.
 
-        The sum of eq. 1.7 is not normalised: trained with ``B`` centroids a minibatch and frozen with ``N``, it carries a
-        factor ``B/N``, so that it has the scale that the model was trained with.
+        The sum of eq. 1.7 is not normalised: trained with ``B`` centroids a minibatch and frozen with ``N``,
+        it carries a factor ``B/N``, so that it has the scale that the model was trained with.
 
         Args:
             args: The model's arguments for the whole training set, ``x`` first.
@@ -450,13 +463,14 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
             args = tuple(a[chosen.to(a.device)] if isinstance(a, Tensor) and len(a) == n else a for a in args)
             n = len(chosen)
         scale = (batch_size or self._batch_size or n) / n
+        build: Any = self._metric
         was_training = self.training
         self.eval()
         parts = []
         with torch.no_grad(), poutine.block():
             for rows in torch.arange(n).split(chunk_size):
                 chunk = [a[rows.to(a.device)] if isinstance(a, Tensor) and len(a) == n else a for a in args]
-                parts.append(self._metric(chunk[0], self.encoder_distribution(*chunk).mean))  # type: ignore[operator]
+                parts.append(build(chunk[0], self.encoder_distribution(*chunk).mean))
         self.train(was_training)
         self._frozen_metric = _joined(parts, scale)
         return self._frozen_metric

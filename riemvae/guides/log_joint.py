@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution
+from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.distributions import biject_to
 
 from riemvae._checks import argument_error
 from riemvae.geometry import Potential
@@ -41,10 +44,20 @@ class ModelStructure:
     others: tuple[str, ...]
     nesting: int
 
+    @property
+    def plate(self) -> str:
+        """The name of the data plate: the one at dim -1 around the latent."""
+        return next(frame.name for frame in self.frames if frame.dim == BATCH_DIM)
+
+    @property
+    def dims(self) -> frozenset[int]:
+        """The dims of the plates around the latent."""
+        return frozenset(frame.dim for frame in self.frames if frame.dim is not None)
+
 
 def is_subsample(site: Mapping[str, Any]) -> bool:
     """Whether a trace's site is a plate's draw of its subsample."""
-    return type(site["fn"]).__name__ == "_Subsample"
+    return isinstance(site["fn"], _Subsample)
 
 
 def prototype(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
@@ -61,7 +74,7 @@ def plate_nesting(trace: poutine.Trace) -> int:
         for site in trace.nodes.values()
         if site["type"] == "sample"
         for frame in site["cond_indep_stack"]
-        if frame.vectorized
+        if frame.dim is not None
     ]
     return max(dims, default=0)
 
@@ -69,14 +82,14 @@ def plate_nesting(trace: poutine.Trace) -> int:
 def examine(
     model: Callable[..., Any], latent: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> ModelStructure:
-    """Runs ``model`` once, away from all handlers and without touching the random state, and reads its structure.
+    """Reads a model's structure from one run, away from all handlers and the random state.
 
     Raises:
-        ValueError: The model has no latent site of that name, it is not in a data plate at dim -1, or it has an event of
-            another rank than a vector.
+        ValueError: The model has no latent site of that name, it is not in a data plate at dim -1, or it has
+            an event of another rank than a vector.
     """
     trace = prototype(model, args, kwargs)
-    sites = {name: s for name, s in trace.nodes.items() if s["type"] == "sample"}
+    sites: dict[str, Any] = {name: s for name, s in trace.nodes.items() if s["type"] == "sample"}
     if latent not in sites or sites[latent]["is_observed"]:
         free = [n for n, s in sites.items() if not s["is_observed"] and not is_subsample(s)]
         state = "observed" if latent in sites else "missing"
@@ -87,7 +100,7 @@ def examine(
             "name the site with latent=",
         )
     site = sites[latent]
-    fn: TorchDistribution = site["fn"]
+    fn: Any = site["fn"]
     if len(fn.event_shape) != 1:
         raise argument_error(
             "model",
@@ -107,79 +120,129 @@ def examine(
         n for n, s in sites.items() if not s["is_observed"] and n != latent and not is_subsample(s)
     )
     subsampled = frozenset(
-        n for n, s in sites.items() if is_subsample(s) and s["fn"].subsample_size != s["fn"].size
+        n for n, s in sites.items() if is_subsample(s) and s["value"].numel() != s["fn"].size
     )
     return ModelStructure(
         latent, fn.event_shape, fn.support, frames, subsampled, others, plate_nesting(trace)
     )
 
 
-def in_batch(site: Mapping[str, Any]) -> bool:
-    """Whether a site lies inside the data plate."""
-    return any(frame.dim == BATCH_DIM for frame in site["cond_indep_stack"])
+def data_plate(model_trace: poutine.Trace) -> str | None:
+    """The name of the plate at dim -1 around a model's data; around any site where it observes none."""
+    found: dict[bool, str] = {}
+    for site in model_trace.nodes.values():
+        if site["type"] == "sample" and not is_subsample(site):
+            for frame in site["cond_indep_stack"]:
+                if frame.dim == BATCH_DIM:
+                    found.setdefault(site["is_observed"], frame.name)
+    return found.get(True, found.get(False))
 
 
-def site_log_prob(site: Mapping[str, Any]) -> Tensor:
-    """The site's log probability with its mask and without its scale, plates other than the data plate summed (kept at 1)."""
+def in_batch(site: Mapping[str, Any], plate: str | None) -> bool:
+    """Whether a site lies inside the data plate; another plate at dim -1 may hold global latents."""
+    return any(frame.dim == BATCH_DIM and frame.name == plate for frame in site["cond_indep_stack"])
+
+
+def site_log_prob(site: Mapping[str, Any], kept: frozenset[int] = frozenset({BATCH_DIM})) -> Tensor:
+    """The site's log probability, masked, not scaled; plates not among the dims ``kept`` are summed."""
     log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
     for frame in site["cond_indep_stack"]:
-        if frame.vectorized and frame.dim != BATCH_DIM and -frame.dim <= log_prob.dim():
+        if frame.vectorized and frame.dim not in kept and -frame.dim <= log_prob.dim():
             log_prob = log_prob.sum(frame.dim, keepdim=True)
     return log_prob
 
 
 def per_datum(log_prob: Tensor, batch_shape: torch.Size) -> Tensor:
-    """``log_prob`` in exactly ``batch_shape``: plates that were summed are kept at 1, leading ones may be missing."""
-    return log_prob.expand(batch_shape) if log_prob.shape != batch_shape else log_prob
+    """``log_prob`` in exactly ``batch_shape``: summed plates are of size 1, leading ones may be missing."""
+    if log_prob.shape == batch_shape:
+        return log_prob
+    excess = max(0, log_prob.dim() - len(batch_shape))
+    return log_prob.reshape(log_prob.shape[excess:]).expand(batch_shape)
+
+
+def is_real(support: Any) -> bool:
+    """Whether a support is all of ``ℝᵈ``."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real or support is constraints.real_vector
+
+
+def _inside(support: Any, z: Tensor) -> Tensor:
+    """Whether points ``(..., d)`` are finite and in ``support``, ``(...)``."""
+    with torch.no_grad():
+        inside = torch.isfinite(z).all(-1)
+        return inside if is_real(support) else inside & support.check(z)
+
+
+def _interior(support: Any, z: Tensor) -> Tensor:
+    """A point of ``support`` for each of ``z``."""
+    zero = torch.zeros_like(z)
+    return zero if is_real(support) else biject_to(support)(zero)
 
 
 class LogJoint:
     """The potential ``U(z) = -log p(x, z)`` of a model, per datum: ``z (..., B, d) -> (..., B)``.
 
-    The model is traced with ``z``, the global values and the current subsample conditioned on, hidden from all outer
-    handlers. Every site inside the data plate counts, with its mask, without plate and annealing scales; sites outside it
-    (the priors of global latents) are constants of ``z`` and are left out.
+    The model is traced with ``z``, the global values and the current subsample conditioned on, hidden from
+    all outer handlers. Every site inside the data plate counts, with its mask, without plate and annealing
+    scales; sites outside it (the priors of global latents) are constants of ``z`` and are left out.
 
     Args:
         model: The Pyro model.
-        latent: The name of its latent.
+        structure: Its structure.
         args: The model's positional arguments.
         kwargs: The model's keyword arguments.
         values: Values of other sites, plate subsamples among them.
 
     Raises:
-        ValueError: At the first call, where the model draws a latent that nobody conditions.
+        ValueError: At the first call, where the model draws a latent that nobody conditions, or where a
+            latent in several plates shares a site outside one of them (no density of its own then).
     """
 
     def __init__(
         self,
         model: Callable[..., Any],
-        latent: str,
+        structure: ModelStructure,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         values: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.model, self.latent, self.args, self.kwargs = model, latent, args, kwargs
+        self.model, self.structure, self.args, self.kwargs = model, structure, args, kwargs
         self.values = dict(values or {})
 
     def __call__(self, z: Tensor) -> Tensor:
-        conditioned = poutine.condition(self.model, {**self.values, self.latent: z})
-        with poutine.block():
+        structure = self.structure
+        # A datum that has left the support, or is no number any more, must not stop the others: the model
+        # sees another point in its place, without validation, and its potential is NaN.
+        outside = ~_inside(structure.support, z)
+        point = torch.where(outside.unsqueeze(-1), _interior(structure.support, z), z)
+        conditioned = poutine.condition(self.model, {**self.values, structure.latent: point})
+        plates = {frame.name for frame in structure.frames}
+        with poutine.block(), pyro.validation_enabled(False):
             trace = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
         total: Tensor | float = 0.0
         for name, site in trace.nodes.items():
             if site["type"] != "sample" or is_subsample(site):
                 continue
             if not site["is_observed"]:
-                refuse_unconditioned([name])
-            if in_batch(site):
-                total = total + site_log_prob(site)
-        return -per_datum(torch.as_tensor(total), z.shape[:-1])
+                raise unconditioned([name])
+            if in_batch(site, structure.plate):
+                if not plates <= {frame.name for frame in site["cond_indep_stack"]}:
+                    raise argument_error(
+                        "model",
+                        f"sites in all plates of the latent {structure.latent!r}, {sorted(plates)}",
+                        f"{name!r} outside one of them",
+                        "put the latent in the data plate alone, with the others in its event",
+                    )
+                total = total + site_log_prob(site, structure.dims)
+        # The gradient of such a datum is NaN too, that of the others is not touched.
+        left = torch.where(outside, z.sum(-1), 0.0) * torch.where(outside, torch.nan, 0.0)
+        return left - per_datum(torch.as_tensor(total), z.shape[:-1])
 
 
-def refuse_unconditioned(names: list[str]) -> None:
+def unconditioned(names: list[str]) -> ValueError:
     """The error for latent sites that the guide has no value for."""
-    raise argument_error(
+    return argument_error(
         "given",
         "a value or a guide for every latent besides the guided one",
         f"nothing for {names}",
@@ -197,12 +260,12 @@ def potential_of(
 ) -> Potential:
     """``-log p(x, z)`` as a potential: the model's own, where it offers one, else by tracing.
 
-    A model may offer ``latent_potential(latent, args, kwargs)``, a faster potential with its gradient, or None where it
-    does not apply.
+    A model may offer ``latent_potential(latent, args, kwargs)``, a faster potential with its gradient, or
+    None where it does not apply.
     """
     own = getattr(model, "latent_potential", None)
     if own is not None and not values:
         potential = own(structure.latent, args, kwargs)
         if potential is not None:
             return potential  # type: ignore[no-any-return]
-    return LogJoint(model, structure.latent, args, kwargs, values)
+    return LogJoint(model, structure, args, kwargs, values)

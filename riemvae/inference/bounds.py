@@ -9,29 +9,31 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBO as PyroELBO
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from riemvae._checks import argument_error, check_count, check_positive
-from riemvae.guides.log_joint import in_batch, is_subsample
+from riemvae.guides.log_joint import data_plate, in_batch, is_subsample
 from riemvae.inference.weights import draw_weights
 
 
 class ELBO(Trace_ELBO):
-    """The evidence lower bound ``E_q[log p(x, z) - log q(z|x)]``: Pyro's ``Trace_ELBO``, with free bits on request.
+    """The evidence lower bound ``E_q[log p(x, z) - log q(z|x)]``: Pyro's ``Trace_ELBO``, with free bits.
 
-    With ``free_bits = λ`` each latent dimension's KL term, averaged over the minibatch, counts as ``max(λ, KL_j)``: nothing
-    is gained by switching a dimension off. Where guide and prior factorise over dimensions there is one group a dimension,
-    elsewhere (Hamiltonian guides, flows) one group for the whole latent. The result is then no bound but an objective.
+    With ``free_bits = λ`` each latent dimension's KL term, averaged over the minibatch, counts as ``max(λ,
+    KL_j)``: nothing is gained by switching a dimension off. Where guide and prior factorise over dimensions
+    there is one group a dimension, elsewhere (Hamiltonian guides, flows) one group for the whole latent. The
+    result is then no bound but an objective.
 
     Args:
         free_bits: ``λ`` in nats, or None.
         options: Those of ``Trace_ELBO``: ``num_particles``, ``vectorize_particles`` and so on.
 
-    Source: Kingma and Welling (2014); free bits: Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling (2016), eq. 15.
+    Source: Kingma and Welling (2014); free bits: Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling
+    (2016), eq. 15.
 
     Example:
         >>> ELBO(num_particles=2).num_particles
@@ -72,36 +74,40 @@ class ELBO(Trace_ELBO):
         """``scale · B · Σ_j (max(λ, KL_j) - KL_j)`` with ``KL_j`` averaged over the minibatch."""
         assert self.free_bits is not None
         kl = _dimension_kl(model_trace, guide_trace)
-        sites = [s for s in guide_trace.nodes.values() if _is_latent(s)]
+        sites = _latents(model_trace, guide_trace)
         scale = float(sites[0]["scale"])
         data = math.prod(f.size for f in sites[0]["cond_indep_stack"] if f.vectorized)
         return scale * data * (kl.clamp_min(self.free_bits) - kl).sum()
 
 
-def _is_latent(site: Any) -> bool:
-    return site["type"] == "sample" and not is_subsample(site) and in_batch(site)
+def _latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> list[Any]:
+    """The guide's sites inside the data plate."""
+    plate = data_plate(model_trace)
+    sites: list[Any] = list(guide_trace.nodes.values())
+    return [s for s in sites if s["type"] == "sample" and not is_subsample(s) and in_batch(s, plate)]
 
 
-def _factorised(fn: TorchDistribution) -> Normal | None:
-    while isinstance(fn, Independent) or type(fn).__name__ == "ExpandedDistribution":
+def _factorised(fn: Any) -> Normal | None:
+    while isinstance(fn, (Independent, ExpandedDistribution)):
         fn = fn.base_dist
     return fn if isinstance(fn, Normal) else None
 
 
 def _dimension_kl(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
-    """A one-draw estimate of the KL term, averaged over the plates: ``(d,)`` where both sides factorise, else ``(1,)``."""
-    latent = [s for s in guide_trace.nodes.values() if _is_latent(s)]
+    """A one-draw estimate of the mean KL term: ``(d,)`` where both sides factorise, else ``(1,)``."""
+    latent = _latents(model_trace, guide_trace)
+    sites: dict[str, Any] = dict(model_trace.nodes)
     if len(latent) == 1:
         site = latent[0]
-        q, p = _factorised(site["fn"]), _factorised(model_trace.nodes[site["name"]]["fn"])
+        q, p = _factorised(site["fn"]), _factorised(sites[site["name"]]["fn"])
         if q is not None and p is not None and site["mask"] is None:
             z = site["value"]
             return (q.log_prob(z) - p.log_prob(z)).flatten(0, -2).mean(0)
     total: Any = 0.0
     for site in latent:
         total = total + site["fn"].log_prob(site["value"])
-        if site["name"] in model_trace.nodes:
-            model_site = model_trace.nodes[site["name"]]
+        if site["name"] in sites:
+            model_site = sites[site["name"]]
             total = total - model_site["fn"].log_prob(model_site["value"])
     return torch.as_tensor(total).mean().reshape(1)
 
@@ -122,8 +128,8 @@ def _loss_and_grads(
 class IWAE(PyroELBO):
     """The importance-weighted bound ``Σ_b log mean_s w_sb``, itself the loss's negative.
 
-    Weights are per datum, with all data in one plate at dim -1; the draws must be reparametrised. A draw whose integration
-    diverged has weight zero; a datum all of whose draws did is left out.
+    Weights are per datum, with all data in one plate at dim -1; the draws must be reparametrised. A draw
+    whose integration diverged has weight zero; a datum all of whose draws did is left out.
 
     Args:
         num_samples: ``S`` draws a datum; 1 is the ELBO.
@@ -147,7 +153,7 @@ class IWAE(PyroELBO):
     ) -> Tensor:
         """The loss, ``-Σ_b log mean_s w_sb`` times the plate's scale, with its gradient attached."""
         draw = draw_weights(model, guide, args, kwargs, self.num_samples)
-        self._refuse(draw.guide_trace)
+        self._refuse(draw.guide_trace, draw.plate)
         log_weights = draw.log_weights
         failed = getattr(getattr(guide, "info", None), "diverged", None)
         if failed is not None and failed.numel() == log_weights.numel() and bool(failed.any()):
@@ -158,11 +164,12 @@ class IWAE(PyroELBO):
         return -draw.scale * bound.sum()
 
     @staticmethod
-    def _refuse(trace: poutine.Trace) -> None:
-        for name, site in trace.nodes.items():
+    def _refuse(trace: poutine.Trace, plate: str | None) -> None:
+        sites: dict[str, Any] = dict(trace.nodes)
+        for name, site in sites.items():
             if site["type"] != "sample" or is_subsample(site) or site["is_observed"]:
                 continue
-            if not in_batch(site):
+            if not in_batch(site, plate):
                 raise argument_error(
                     "guide",
                     "latents inside the data plate",

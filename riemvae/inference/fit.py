@@ -16,6 +16,7 @@ from typing import Any
 import pyro
 import pyro.infer
 import torch
+from pyro.params.param_store import module_from_param_with_module_name
 from torch import nn
 
 from riemvae._checks import argument_error, check_count, check_positive, describe
@@ -102,7 +103,7 @@ def fit(
     restore_best: bool = True,
     warm_start: bool = False,
     num_workers: int = 0,
-    accelerator: str = "auto",
+    accelerator: Any = "auto",
     devices: int | str | Sequence[int] = 1,
     strategy: Any = "auto",
     callbacks: Any = None,
@@ -277,11 +278,11 @@ def fit(
 
 def _start_values(training: Any, earlier: Mapping[str, torch.Tensor], warm_start: bool) -> None:
     """Copies the values of ``pyro.param`` that an earlier run left, or says that they are not used."""
-    modules = {id(p) for module in training.others for p in module.parameters()}
     left = []
     for name, parameter in zip(training.free_names, training.free, strict=True):
         old = earlier.get(name)
-        if old is None or id(parameter) in modules or old is parameter or old.shape != parameter.shape:
+        of_module = module_from_param_with_module_name(name) != name
+        if old is None or of_module or old.shape != parameter.shape:
             continue
         if warm_start:
             with torch.no_grad():
@@ -343,7 +344,7 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
-def _accelerator(accelerator: str) -> str:
+def _accelerator(accelerator: Any) -> Any:
     if accelerator == "auto" and torch.backends.mps.is_available() and not torch.cuda.is_available():
         return "cpu"
     return accelerator

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from riemvae._checks import check_count
 from riemvae.guides.evaluation import evaluating
 from riemvae.inference.batches import batch_call, batch_length, make_batches, map_batch
 from riemvae.inference.pareto import pareto_shape, tail_size
-from riemvae.inference.weights import DEFAULT_CHUNK, draw_weights, global_draw, refuse_scores
+from riemvae.inference.weights import DEFAULT_CHUNK, draw_weights, global_draw, placement, refuse_scores
 
 # An estimate of a datum with a larger shape is not to be trusted (Vehtari et al.).
 KHAT_LIMIT = 0.7
@@ -30,8 +30,8 @@ class LogLikelihood:
         log_prob: ``log p̂(x_b) = log mean_s w_sb``: consistent, too low in the mean.
         mcse: Its Monte Carlo standard error, by the delta method.
         ess: Kish's effective sample size of the weights.
-        khat: The Pareto shape of the weights' tail; above 0.7 neither the estimate nor its error is to be trusted. NaN where
-            too few samples tell.
+        khat: The Pareto shape of the weights' tail; above 0.7 neither the estimate nor its error is to be
+            trusted. NaN where too few samples tell.
         num_samples: ``S``.
         num_diverged: Draws of weight zero because their integration diverged or did not converge, per datum.
         num_dims: Numbers in one datum, for bits a dimension.
@@ -65,7 +65,7 @@ class LogLikelihood:
         return len(self.log_prob)
 
     def summary(self) -> dict[str, float]:
-        """The set in numbers: mean, its standard error over data, Monte Carlo error, median ESS, share of ``k̂ > 0.7``."""
+        """The set in numbers: mean, its errors over data and by Monte Carlo, ESS, share of ``k̂ > 0.7``."""
         finite = self.khat[~torch.isnan(self.khat)]
         return {
             "mean": self.mean,
@@ -139,16 +139,17 @@ def log_likelihood(
 ) -> LogLikelihood:
     """``log p̂(x) = log mean_s w_s`` for each datum by importance sampling from the guide, in bounded memory.
 
-    Data and samples go through the networks together, ``chunk_size`` pairs at a time; a datum is encoded once a chunk of
-    samples. Beside the estimate come its Monte Carlo standard error, the effective sample size and the Pareto ``k̂``; a
-    warning names what to do where ``k̂ > 0.7``.
+    Data and samples go through the networks together, ``chunk_size`` pairs at a time; a datum is encoded once
+    a chunk of samples. Beside the estimate come its Monte Carlo standard error, the effective sample size and
+    the Pareto ``k̂``; a warning names what to do where ``k̂ > 0.7``.
 
     Args:
         model: The model itself.
         guide: Its guide.
         data: Tensor, array, tuple or mapping of these, data set or loader.
         num_samples: ``S``.
-        chunk_size: Data times samples at once; None is about 16,000. The result does not depend on it but for its draws.
+        chunk_size: Data times samples at once; None is about 16,000. The result does not depend on it but for
+            its draws.
         seed: Of the draws; the caller's generator is left as it was. None draws from it.
         tolerance: Residual to which fixed points of Riemannian guides are iterated.
 
@@ -180,8 +181,8 @@ def log_likelihood(
         if seed is not None:
             torch.manual_seed(seed)
         size = None if isinstance(data, DataLoader) else max(1, pairs // num_samples)
-        batches = make_batches("data", data, size, shuffle=False)
-        device = _device_of(model, guide)
+        device, dtype = placement(model, guide)
+        batches = make_batches("data", data, size, shuffle=False, dtype=dtype)
         shared: dict[str, Tensor] | None = None
         num_dims = 0
         for batch in batches:
@@ -206,17 +207,8 @@ def log_likelihood(
     bad = int((khat > KHAT_LIMIT).sum())
     if bad:
         warnings.warn(
-            f"k̂ > {KHAT_LIMIT} for {bad} of {len(khat)} data: their estimates are too low by an unknown amount and their "
-            "errors too small; take more samples or a guide closer to the posterior",
+            f"k̂ > {KHAT_LIMIT} for {bad} of {len(khat)} data: their estimates are too low by an unknown "
+            "amount and their errors too small; take more samples or a guide closer to the posterior",
             stacklevel=2,
         )
     return LogLikelihood(log_prob, mcse, ess, khat, num_samples, lost, num_dims)
-
-
-def _device_of(*callables: Callable[..., Any]) -> torch.device | None:
-    """Where the first module among them keeps its parameters; None where there is none."""
-    for fn in callables:
-        if isinstance(fn, nn.Module):
-            for parameter in fn.parameters():
-                return parameter.device
-    return None

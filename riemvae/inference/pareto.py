@@ -19,21 +19,22 @@ def tail_size(num_samples: int) -> int:
 def pareto_shape(largest: Tensor) -> Tensor:
     """``k̂`` of the generalised Pareto distribution fitted to the largest weights of each datum.
 
-    Above 0.7 an importance-sampling estimate, its standard error included, is not to be trusted. The prior of Vehtari et
-    al. (shape 1/2, weight 10 draws) steadies short tails.
+    Above 0.7 an importance-sampling estimate, its standard error included, is not to be trusted. The prior of
+    Vehtari et al. (shape 1/2, weight 10 draws) steadies short tails.
 
     Args:
-        largest: The ``M + 1`` largest log weights of each datum, ``(M + 1, B)``, in any order; the smallest is the cutoff.
+        largest: The ``M + 1`` largest log weights of each datum, ``(M + 1, B)``, in any order; the smallest
+            is the cutoff.
 
     Returns:
-        ``k̂ (B,)``; ``-inf`` where all weights of the tail are equal (the guide is exact), NaN where fewer than 5 lie above
-        the cutoff, ``inf`` where one weight is everything.
+        ``k̂ (B,)``; ``-inf`` where all weights of the tail are equal (the guide is exact), NaN where fewer
+        than 5 lie above the cutoff, ``inf`` where one weight is everything.
 
     Source: Zhang and Stephens (2009); Vehtari, Simpson, Gelman, Yao and Gabry (2024).
 
     Example:
-        >>> weights = -0.5 * torch.log(1 - torch.linspace(0.001, 0.999, 500, dtype=torch.float64))  # Pareto, shape 1/2
-        >>> round(float(pareto_shape(weights[:, None])[0]), 1)
+        >>> log_weights = -0.5 * torch.log(1 - torch.linspace(0.001, 0.999, 500, dtype=torch.float64))
+        >>> round(float(pareto_shape(log_weights[:, None])[0]), 1)  # Pareto's distribution of shape 1/2
         0.5
     """
     ordered = largest.double().sort(0).values  # (M + 1, B)

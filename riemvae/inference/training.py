@@ -75,7 +75,8 @@ class Weights:
             for key, buffer in owner._buffers.items()
             if buffer is not None
         ]
-        self.names += [name for name, _, _ in self._buffers]
+        self.buffer_names = [name for name, _, _ in self._buffers]
+        self.names += self.buffer_names
         self._copies = [tensor.detach().clone() for tensor in self.live()]
 
     def live(self) -> list[Tensor]:
@@ -493,7 +494,7 @@ class Training(pl.LightningModule):
             "random": random_state(),
             "record": self.record.state(),
             "val_seed": self.val_seed,
-            "steps": self.trainer.global_step,
+            "steps": self.trainer.fit_loop.epoch_loop._batches_that_stepped,
         }
         write_atomically(path, content)
 
@@ -521,8 +522,11 @@ class Training(pl.LightningModule):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = content["steps"]
 
     def _matched(self, weights: Weights, content: dict[str, Any]) -> Weights:
-        saved = {name: tuple(tensor.shape) for name, tensor in content["weights"].items()}
-        here = {name: tuple(tensor.shape) for name, tensor in weights.current().items()}
+        # A buffer may grow while a model trains, a parameter may not.
+        saved, here = (
+            {n: "a buffer" if n in weights.buffer_names else tuple(t.shape) for n, t in tensors.items()}
+            for tensors in (content["weights"], weights.current())
+        )
         different = sorted(n for n in saved.keys() | here.keys() if saved.get(n) != here.get(n))
         if different:
             name = different[0]

@@ -10,11 +10,18 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count
 from riemvae.guides.evaluation import evaluating
-from riemvae.guides.log_joint import BATCH_DIM, in_batch, is_subsample, plate_nesting, prototype
+from riemvae.guides.log_joint import (
+    BATCH_DIM,
+    data_plate,
+    in_batch,
+    is_subsample,
+    plate_nesting,
+    prototype,
+)
 from riemvae.inference.batches import batch_call, batch_length, make_batches
 from riemvae.likelihoods import is_density
 
@@ -27,15 +34,17 @@ class WeightedDraw:
     """Weights of one vectorised draw of a guide.
 
     Attributes:
-        log_weights: ``log p(x_b, z_sb) - log q(z_sb | x_b)``, shape ``(S, B)``: every site in the data plate, masks applied,
-            plate and annealing scales left out.
+        log_weights: ``log p(x_b, z_sb) - log q(z_sb | x_b)``, shape ``(S, B)``: every site in the data plate,
+            masks applied, plate and annealing scales left out.
         scale: The plate's scale ``N/B`` of a subsample; 1 without one.
+        plate: The name of the data plate.
         model_trace: The model's trace.
         guide_trace: The guide's trace.
     """
 
     log_weights: Tensor
     scale: float
+    plate: str | None
     model_trace: poutine.Trace
     guide_trace: poutine.Trace
 
@@ -48,28 +57,29 @@ def draw_weights(
     num_samples: int,
     global_values: Mapping[str, Tensor] | None = None,
 ) -> WeightedDraw:
-    """Draws ``num_samples`` latents a datum at once and weighs them; differentiable where gradients are enabled."""
-    nesting = _nesting(model, guide, args, kwargs)
+    """Draws ``num_samples`` latents a datum at once and weighs them, differentiably where enabled."""
+    nesting, plate = _plates(model, guide, args, kwargs)
     if global_values:
-        model, guide = poutine.condition(model, global_values), poutine.condition(guide, global_values)
+        values = dict(global_values)
+        model, guide = poutine.condition(model, values), poutine.condition(guide, values)
     particles = pyro.plate("num_particles_vectorized", num_samples, dim=-1 - nesting)
     with particles:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     with particles:
         model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs)
     # An auxiliary site belongs to the guide: the model's replay of it must not be counted twice.
-    terms = [_site_terms(s, num_samples, nesting) for s in model_trace.nodes.values() if _counts(s)]
-    terms += [-_site_terms(s, num_samples, nesting) for s in guide_trace.nodes.values() if _counts(s)]
+    terms = [_site_terms(s, num_samples, nesting) for s in model_trace.nodes.values() if _counts(s, plate)]
+    terms += [-_site_terms(s, num_samples, nesting) for s in guide_trace.nodes.values() if _counts(s, plate)]
     if not terms:
         raise argument_error("model", "sites inside a data plate at dim -1", "none")
-    scale = next((_plate_scale(s) for s in model_trace.nodes.values() if _counts(s)), 1.0)
+    scale = next((_plate_scale(s) for s in model_trace.nodes.values() if _counts(s, plate)), 1.0)
     total = sum(terms[1:], terms[0])
     batch = max(t.shape[-1] for t in terms)
-    return WeightedDraw(total.expand(num_samples, batch), scale, model_trace, guide_trace)
+    return WeightedDraw(total.expand(num_samples, batch), scale, plate, model_trace, guide_trace)
 
 
-def _counts(site: Mapping[str, Any]) -> bool:
-    return site["type"] == "sample" and not is_subsample(site) and in_batch(site)
+def _counts(site: Mapping[str, Any], plate: str | None) -> bool:
+    return site["type"] == "sample" and not is_subsample(site) and in_batch(site, plate)
 
 
 def _plate_scale(site: Mapping[str, Any]) -> float:
@@ -79,15 +89,17 @@ def _plate_scale(site: Mapping[str, Any]) -> float:
     return 1.0
 
 
-def _nesting(
+def _plates(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> int:
+) -> tuple[int, str | None]:
+    """The depth of the plates and the name of the data plate."""
     structure_of = getattr(guide, "structure", None)
     if structure_of is not None:
-        return int(structure_of(*args, **kwargs).nesting)
+        structure = structure_of(*args, **kwargs)
+        return int(structure.nesting), structure.plate
     # A foreign guide: look at both once.
     traces = [prototype(f, args, kwargs) for f in (model, guide)]
-    return max(1, *(plate_nesting(t) for t in traces))
+    return max(1, *(plate_nesting(t) for t in traces)), data_plate(traces[0])
 
 
 def _site_terms(site: Mapping[str, Any], num_samples: int, nesting: int) -> Tensor:
@@ -120,12 +132,14 @@ def global_draw(
     with torch.no_grad(), poutine.block():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs)
+    plate = data_plate(model_trace)
+    sites: dict[str, Any] = dict(guide_trace.nodes)
     return {
         name: site["value"].detach()
-        for name, site in guide_trace.nodes.items()
+        for name, site in sites.items()
         if site["type"] == "sample"
         and not is_subsample(site)
-        and not in_batch(site)
+        and not in_batch(site, plate)
         and name in model_trace.nodes
         and not site["is_observed"]
     }
@@ -152,16 +166,18 @@ def log_weights(
     chunk_size: int | None = None,
     tolerance: float = 1e-6,
 ) -> Tensor:
-    """``log w_sb = log p(x_b, z_sb) - log q(z_sb | x_b)`` of draws ``z_sb ~ q(· | x_b)``, shape ``(S, B)``, in nats.
+    """``log w_sb = log p(x_b, z_sb) - log q(z_sb | x_b)`` of draws of the guide, ``(S, B)``, in nats.
 
-    ``E[w] = p(x)`` per datum: the sites inside the data plate count, masks applied, plate and annealing scales left out.
-    Global latents are conditioned on one draw of the guide (or on ``given=``), shared by all data and samples. Hamiltonian
-    guides iterate their fixed points to ``tolerance``; a draw that diverged has log weight ``-inf``.
+    ``E[w] = p(x)`` per datum: the sites inside the data plate count, masks applied, plate and annealing
+    scales left out. Global latents are conditioned on one draw of the guide (or on ``given=``), shared by all
+    data and samples. Hamiltonian guides iterate their fixed points to ``tolerance``; a draw that diverged has
+    log weight ``-inf``.
 
     Args:
         model: The model itself.
         guide: Its guide.
-        data: One batch: tensor or array -> ``model(x)``, tuple -> ``model(*batch)``, mapping -> ``model(**batch)``.
+        data: One batch: tensor or array -> ``model(x)``, tuple -> ``model(*batch)``, mapping ->
+            ``model(**batch)``.
         num_samples: ``S``.
         chunk_size: Data times samples evaluated at once; memory is bounded by it. None is about 16,000.
         tolerance: Residual of fixed points.
@@ -181,12 +197,13 @@ def log_weights(
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-        >>> guide = GaussianGuide(model, lambda x: (x / 2, torch.full_like(x, 0.5**0.5)))  # the exact posterior
-        >>> log_weights(model, guide, torch.zeros(3, 2), 4).round(decimals=4)[:, 0]
+        >>> posterior = GaussianGuide(model, lambda x: (x / 2, torch.full_like(x, 0.5**0.5)))
+        >>> log_weights(model, posterior, torch.zeros(3, 2), 4).round(decimals=4)[:, 0]
         tensor([-2.5310, -2.5310, -2.5310, -2.5310])
     """
     check_count("num_samples", num_samples)
-    batch = make_batches("data", data, shuffle=False).first()
+    _, dtype = placement(model, guide)
+    batch = make_batches("data", data, shuffle=False, dtype=dtype).first()
     args, kwargs = batch_call(batch)
     size = batch_length(batch)
     pairs = DEFAULT_CHUNK if chunk_size is None else check_count("chunk_size", chunk_size)
@@ -206,7 +223,18 @@ def log_weights(
                         "let the model take the batch as it is, not a subsample that it draws itself",
                     )
             parts.append(draw.log_weights)
-    return torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+    log_weights = torch.cat(parts)
+    return torch.where(torch.isnan(log_weights), -math.inf, log_weights)
+
+
+def placement(*callables: Callable[..., Any]) -> tuple[torch.device | None, torch.dtype | None]:
+    """Device and floating type of the first parameter among modules; None where there is none."""
+    for fn in callables:
+        if isinstance(fn, nn.Module):
+            for parameter in fn.parameters():
+                if parameter.is_floating_point():
+                    return parameter.device, parameter.dtype
+    return None, None
 
 
 def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:

@@ -30,7 +30,7 @@ from torch.distributions import constraints
 from riemvae._recipe import recipe
 from riemvae.likelihoods.likelihood import Likelihood, refuse, sum_event
 
-# B_2n / (2n)! for n = 1, 2, ...: they decay as (2π)^-2n, so nine serve float64 and five float32 when |l| < 1.
+# B_2n / (2n)!, n = 1, 2, ...: they decay as (2π)^-2n, so eleven serve float64 and five float32 up to |l| = 1.
 _SERIES = (
     1 / 12,
     -1 / 720,
@@ -41,6 +41,8 @@ _SERIES = (
     1 / 74724249600,
     -3617 / 10670622842880000,
     43867 / 5109094217170944000,
+    -174611 / 802857662698291200000,
+    854513 / 155112100433309859840000,
 )
 _ONE_DRAW = torch.Size()
 

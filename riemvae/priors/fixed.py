@@ -25,16 +25,39 @@ def map_tensors(distribution: Distribution, fn: Callable[[Tensor], Tensor]) -> D
     return new
 
 
+def without_validation(distribution: Distribution) -> Distribution:
+    """A copy of ``distribution`` that evaluates any value, its parts too."""
+    new = copy.copy(distribution)
+    new._validate_args = False
+    for name, value in vars(distribution).items():
+        if isinstance(value, Distribution):
+            new.__dict__[name] = without_validation(value)
+    return new
+
+
+def tensors_of(distribution: Distribution) -> list[Tensor]:
+    """All tensors that ``distribution`` and its parts hold."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(distribution, keep)
+    return found
+
+
 @recipe
 class FixedPrior(nn.Module):
     """One fixed distribution as a prior; its tensors move with the module.
 
     Args:
-        distribution: A distribution with batch shape ``()`` and event shape ``(d,)`` that holds nothing trainable.
+        distribution: A distribution with batch shape ``()`` and event shape ``(d,)`` that holds nothing
+            trainable.
 
     Raises:
-        ValueError: Another shape, or a tensor that requires gradients: a stored distribution would keep the graph of its
-            first use and break at the second training step.
+        ValueError: Another shape, or a tensor that requires gradients: a stored distribution would keep the
+            graph of its first use and break at the second training step.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -48,12 +71,10 @@ class FixedPrior(nn.Module):
             raise argument_error(
                 "prior",
                 "a distribution with batch shape () and event shape (d,)",
-                f"batch shape {tuple(distribution.batch_shape)} and event shape {tuple(distribution.event_shape)}",
+                f"shapes {tuple(distribution.batch_shape)} and {tuple(distribution.event_shape)}",
                 "use .to_event(1)",
             )
-        trainable: list[Tensor] = []
-        map_tensors(distribution, lambda t: trainable.append(t) or t if t.requires_grad else t)  # type: ignore[func-returns-value]
-        if trainable:
+        if any(t.requires_grad for t in tensors_of(distribution)):
             raise argument_error(
                 "prior",
                 "a fixed distribution, or a callable or module that returns one",
@@ -63,7 +84,8 @@ class FixedPrior(nn.Module):
         self.distribution = distribution
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self.distribution = map_tensors(self.distribution, fn)
+        moved: Any = map_tensors(self.distribution, fn)
+        self.distribution = moved
         return super()._apply(fn, recurse)
 
     def forward(self) -> TorchDistribution:

@@ -26,6 +26,16 @@ class Stream(IterableDataset):
         yield from torch.arange(5.0)
 
 
+class Nothing(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+class Unsized(Dataset):
+    def __getitem__(self, i):
+        return torch.zeros(1)
+
+
 X = torch.arange(21.0).reshape(7, 3)
 KINDS = {
     "tensor": X,
@@ -135,6 +145,7 @@ def test_processes_share_one_order_in_equal_parts(batch_size):
         (torch.zeros(3), 0, "batch_size: expected an integer of at least 1"),
         (torch.zeros(3), 2.5, "batch_size: expected an integer of at least 1"),
         (DataLoader(TensorDataset(X)), 3, "batch_size: expected None, since data is a DataLoader"),
+        (Unsized(), None, "data: expected a Dataset with a length.*define __len__"),
         (Stream(), None, "batch_size: expected a number, since data is an IterableDataset"),
     ],
 )
@@ -148,6 +159,12 @@ def test_a_stream_has_no_length_but_comes_whole():
     with pytest.raises(TypeError):
         len(batches)
     assert torch.equal(torch.cat(list(batches)), torch.arange(5.0))
+
+
+def test_a_loader_of_unknown_length_is_taken_and_an_empty_one_is_found_out():
+    assert torch.equal(make_batches("data", DataLoader(Stream(), batch_size=5)).first(), torch.arange(5.0))
+    with pytest.raises(ValueError, match="expected at least one batch"):
+        make_batches("data", DataLoader(Nothing(), batch_size=5)).first()
 
 
 def test_a_batch_without_a_tensor_is_refused():

@@ -37,13 +37,13 @@ def test_learned_prior_is_asked_at_each_draw():
 
 
 def test_bad_priors():
-    with pytest.raises(ValueError, match="^prior: "):
+    with pytest.raises(ValueError, match=r"^prior: "):
         PriorSampler(3)
-    with pytest.raises(ValueError, match="^prior: .*returns a distribution"):
+    with pytest.raises(ValueError, match=r"^prior: .*returns a distribution"):
         PriorSampler(lambda: torch.zeros(2)).sample(1)
-    with pytest.raises(ValueError, match="^prior: .*shape"):
+    with pytest.raises(ValueError, match=r"^prior: .*shape"):
         PriorSampler(Normal(0.0, 1.0)).sample(4)
-    with pytest.raises(ValueError, match="^n: "):
+    with pytest.raises(ValueError, match=r"^n: "):
         PriorSampler(Normal(torch.zeros(2), 1.0)).sample(0)
 
 
@@ -70,9 +70,9 @@ def test_tuples_and_modes_after_an_error():
 
 
 def test_bad_points():
-    with pytest.raises(ValueError, match="^z: "):
+    with pytest.raises(ValueError, match=r"^z: "):
         decode(nn.Linear(2, 1), torch.zeros(2))
-    with pytest.raises(ValueError, match="^z: "):
+    with pytest.raises(ValueError, match=r"^z: "):
         decode(nn.Linear(2, 1), torch.zeros(0, 2))
-    with pytest.raises(ValueError, match="^batch_size: "):
+    with pytest.raises(ValueError, match=r"^batch_size: "):
         decode(nn.Linear(2, 1), torch.zeros(3, 2), batch_size=0)

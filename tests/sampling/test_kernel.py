@@ -202,10 +202,10 @@ def test_gradient_by_autodiff():
 
 
 BAD = {
-    "step_size": dict(step_size=0.0),
-    "num_steps": dict(num_steps=0),
-    "mass": dict(mass=torch.tensor([1.0, -1.0])),
-    "jitter": dict(jitter=1.0),
+    "step_size": {"step_size": 0.0},
+    "num_steps": {"num_steps": 0},
+    "mass": {"mass": torch.tensor([1.0, -1.0])},
+    "jitter": {"jitter": 1.0},
 }
 
 
@@ -216,9 +216,9 @@ def test_bad_arguments(name):
 
 
 def test_bad_shapes():
-    with pytest.raises(ValueError, match="^position: "):
+    with pytest.raises(ValueError, match=r"^position: "):
         HMC(quartic, 0.1, 3).init(torch.zeros(2))
-    with pytest.raises(ValueError, match="^log_density: .*last dimension"):
+    with pytest.raises(ValueError, match=r"^log_density: .*last dimension"):
         with_gradient(lambda z: -z.square().sum())(torch.zeros(4, 2))
-    with pytest.raises(ValueError, match="^log_density: "):
+    with pytest.raises(ValueError, match=r"^log_density: "):
         with_gradient(3.0)

@@ -1,0 +1,431 @@
+"""The command line: ``riemvae demo``, ``fit``, ``sample`` and ``evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# What computes is imported inside the commands, so that --help and a mistyped option answer at once.
+if TYPE_CHECKING:
+    import numpy as np
+
+    from riemvae.zoo import Autoencoder
+
+LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "gaussian", "poisson")
+MODELS = ("vae", "hvae", "rhvae")
+ARCHITECTURES = ("mlp", "conv", "table_1_10", "table_1_13")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The arguments; None is those of the process.
+
+    Returns:
+        The exit status: 0, 2 for a wrong argument, file or value (with one line on the error stream), 130
+        for an interrupt.
+
+    Raises:
+        SystemExit: From ``--help``, ``--version`` and arguments that do not parse, as argparse does.
+
+    Example:
+        >>> main(["evaluate", "no_such_folder", "no_such_file.npz"])
+        2
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        if arguments.debug:
+            raise
+        sys.stderr.write(f"riemvae {arguments.command}: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"riemvae {arguments.command}: interrupted\n")
+        return 130
+    return 0
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of all commands."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    top = argparse.ArgumentParser(
+        prog="riemvae",
+        description="Generative models whose latent space has a geometry. "
+        "'riemvae COMMAND --help' explains a command.",
+    )
+    top.add_argument("--version", action=_Version, help="show the version and exit")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Any, summary: str, description: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=summary, description=description, parents=[common], formatter_class=formatter
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    demo = command(
+        "demo",
+        _demo,
+        "what the models bring on a few real digits",
+        "Trains a VAE, an HVAE and an RHVAE on a few real digits a class (scikit-learn's, 8x8 pixels), compares "
+        "their likelihoods on held-out digits, and measures what synthetic digits, from the prior and along the "
+        "learned geometry, do to the accuracy of four classifiers. Takes a few minutes on two cores.",
+    )
+    demo.add_argument("--per-class", type=_count, default=5, metavar="N", help="training images a class")
+    demo.add_argument("--seeds", type=_count, default=5, metavar="N", help="draws of the training images")
+    demo.add_argument("--seed", type=_seed, default=0, help="the first of these seeds")
+    demo.add_argument("--out", type=Path, metavar="FOLDER", help="keep report, figure, arrays and model here")
+    demo.add_argument("--quick", action="store_true", help="a short run that shows the form, not the numbers")
+    demo.add_argument("--jobs", type=_count, default=2, metavar="N", help="processes")
+
+    fit = command(
+        "fit",
+        _fit,
+        "train a model on a file of data",
+        "Trains a model on a .npz, .npy or .csv file and writes it to a folder. A .npz holds the data under 'x' "
+        "(or --key); unsigned bytes are read as images and divided by 255.",
+    )
+    fit.add_argument("data", type=Path, help="the training data")
+    fit.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the trained model")
+    fit.add_argument("--model", choices=MODELS, default="rhvae", help="which model")
+    fit.add_argument("--latent-dim", type=_count, default=10, metavar="D", help="latent dimensions")
+    fit.add_argument("--input-shape", type=_shape, metavar="C,H,W", help="shape of one datum; default: the file's")
+    fit.add_argument("--architecture", choices=ARCHITECTURES, default="mlp", help="of all networks")
+    fit.add_argument("--hidden", type=_shape, metavar="N,N", help="hidden layers of an mlp's encoder")
+    fit.add_argument(
+        "--likelihood",
+        choices=LIKELIHOODS,
+        help="default: bernoulli for zeros and ones, continuous_bernoulli for values in [0, 1], else a gaussian "
+        "with a learned scale",
+    )
+    fit.add_argument("--epochs", type=_count, default=100, metavar="N", help="passes over the data, at most")
+    fit.add_argument("--batch-size", type=_count, default=100, metavar="N", help="data a step")
+    fit.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="of Adam")
+    fit.add_argument("--patience", type=_count, metavar="N", help="epochs without progress before stopping")
+    fit.add_argument("--val-data", type=Path, metavar="FILE", help="held-out data, to choose the best epoch by")
+    fit.add_argument("--standardize", action="store_true", help="centre and scale each column, undone in samples")
+    fit.add_argument("--seed", type=_seed, default=0, help="of weights and training")
+    _add_file_options(fit)
+
+    sample = command(
+        "sample",
+        _sample,
+        "draw synthetic data from a trained model",
+        "Draws from a model that 'riemvae fit' wrote, on the scale of its training data.",
+    )
+    sample.add_argument("model", type=Path, help="folder of the model")
+    sample.add_argument("--out", type=Path, required=True, metavar="FILE", help=".npz, .npy or .csv to write")
+    sample.add_argument("--num", type=_count, default=100, metavar="N", help="how many")
+    sample.add_argument(
+        "--sampler",
+        choices=("prior", "manifold"),
+        help="from the prior, or along the learned metric (rhvae alone); default: the model's own",
+    )
+    sample.add_argument("--num-steps", type=_count, metavar="N", help="transitions of each manifold chain")
+    sample.add_argument("--step-size", type=float, metavar="X", help="leapfrog step of a manifold chain")
+    sample.add_argument("--noise", action="store_true", help="draw the observation too, in place of its mean")
+    sample.add_argument("--figure", type=Path, metavar="FILE", help="a picture of the first images (.png)")
+    sample.add_argument("--seed", type=_seed, default=0, help="of the draws")
+
+    evaluate = command(
+        "evaluate",
+        _evaluate,
+        "log-likelihood and reconstruction of held-out data",
+        "Estimates log p(x) of held-out data by importance sampling, with its errors, and the reconstruction error.",
+    )
+    evaluate.add_argument("model", type=Path, help="folder of the model")
+    evaluate.add_argument("data", type=Path, help="held-out data")
+    evaluate.add_argument("--num-samples", type=_count, default=100, metavar="N", help="importance samples a datum")
+    evaluate.add_argument("--out", type=Path, metavar="FILE", help="keep the report here (.json)")
+    evaluate.add_argument("--seed", type=_seed, default=0, help="of the draws")
+    _add_file_options(evaluate)
+    return top
+
+
+def _add_file_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--key", help="name of the data in a .npz")
+    sub.add_argument("--label", help="labels to leave out: an array of a .npz, or a column of a .csv")
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from importlib.metadata import version
+
+        parser.exit(message=f"riemvae {version('riemvae')}\n")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**32 - 1, got {text!r}")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(_count(part.strip()) for part in text.split(","))
+
+
+# -- commands ----------------------------------------------------------------------------------------------------
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from riemvae.demo import run
+
+    run(
+        per_class=arguments.per_class,
+        seeds=arguments.seeds,
+        seed=arguments.seed,
+        out=arguments.out,
+        quick=arguments.quick,
+        jobs=arguments.jobs,
+    )
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    _refuse_folder(arguments.out)
+    x = _read(arguments.data, arguments)
+    val = None if arguments.val_data is None else _read(arguments.val_data, arguments)
+    shape = arguments.input_shape or x.shape[1:] or (1,)
+
+    from riemvae import likelihoods, zoo
+    from riemvae.data import Standardize
+
+    options: dict[str, Any] = {}
+    if arguments.hidden is not None:
+        options["hidden"] = arguments.hidden
+    if arguments.likelihood == "gaussian":
+        # A unit scale is too weak for most data; the learned one has a floor.
+        options["likelihood"] = likelihoods.Gaussian(scale="learned")
+    elif arguments.likelihood is not None:
+        options["likelihood"] = arguments.likelihood
+    if arguments.standardize:
+        import torch
+
+        table = torch.as_tensor(x.reshape(len(x), -1, shape[-1]))
+        options["preprocessing"] = Standardize(shape[-1]).fit(table.double())
+    autoencoder = zoo.build(
+        arguments.model,
+        shape,
+        arguments.latent_dim,
+        architecture=arguments.architecture,
+        seed=arguments.seed,
+        **options,
+    )
+    autoencoder.fit(
+        x,
+        val_data=val,
+        max_epochs=arguments.epochs,
+        batch_size=min(arguments.batch_size, len(x)),
+        learning_rate=arguments.learning_rate,
+        patience=arguments.patience,
+        seed=arguments.seed,
+    )
+    autoencoder.save(arguments.out)
+    result = autoencoder.fit_
+    _print_table(
+        f"{arguments.model} on {len(x)} data of shape {shape}",
+        {
+            "likelihood": type(autoencoder.model.likelihood).__name__,
+            "epochs": len(result.history),
+            "stopped because": result.stop_reason,
+            f"best {result.monitored} (nats a datum)": result.best_loss,
+            "written to": str(arguments.out),
+        },
+    )
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    _check_suffix(arguments.out, (".npz", ".npy", ".csv"))
+    if arguments.figure is not None:
+        _check_suffix(arguments.figure, (".png", ".pdf", ".svg"))
+    autoencoder = _load(arguments.model)
+    name = arguments.sampler or autoencoder.default_sampler
+    options = {"num_steps": arguments.num_steps, "step_size": arguments.step_size}
+    options = {key: value for key, value in options.items() if value is not None}
+    if options and name != "manifold":
+        raise ValueError(f"--{next(iter(options)).replace('_', '-')}: only the manifold sampler takes it.")
+    x = autoencoder.sample(arguments.num, name, noise=arguments.noise, seed=arguments.seed, **options)
+    array = x.cpu().numpy()
+
+    from riemvae.data import write_array
+
+    write_array(arguments.out, array.reshape(len(array), -1) if arguments.out.suffix.lower() == ".csv" else array)
+    rows: dict[str, Any] = {"sampler": name, "data": f"{len(array)} of shape {array.shape[1:]}"}
+    report = autoencoder.sampling_report_
+    if report is not None:
+        rows |= {
+            "acceptance": report.acceptance,
+            "divergent transitions": report.divergences,
+            "share beyond 2T of all centroids": report.far_share,
+        }
+    rows["written to"] = str(arguments.out)
+    if arguments.figure is not None:
+        _draw_grid(arguments.figure, array)
+        rows["figure"] = str(arguments.figure)
+    _print_table("synthetic data", rows)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.out is not None:
+        _check_suffix(arguments.out, (".json",))
+    autoencoder = _load(arguments.model)
+    x = _read(arguments.data, arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the share of large k̂ is among the numbers below
+        estimate = autoencoder.log_likelihood(x, arguments.num_samples, seed=arguments.seed)
+    difference = (autoencoder.reconstruct(x).cpu() - _like(x, autoencoder)).double()
+    summary = estimate.summary()
+    report = {
+        "model": str(arguments.model),
+        "data": str(arguments.data),
+        "num_data": len(estimate),
+        "num_samples": estimate.num_samples,
+        "likelihood": type(autoencoder.model.likelihood).__name__,
+        "log_likelihood": summary["mean"],
+        "standard_error": summary["stderr"],
+        "monte_carlo_error": summary["mcse"],
+        "bits_per_dimension": estimate.bits_per_dim,
+        "share_khat_above_0.7": summary["share_khat_above_0.7"],
+        "median_effective_sample_size": summary["median_ess"],
+        "share_diverged": summary["diverged_share"],
+        "reconstruction_mean_squared_error": float(difference.square().mean()),
+    }
+    if arguments.out is not None:
+        write_json(arguments.out, report)
+    _print_table("held-out data, nats a datum on the scale the model sees", report)
+
+
+# -- shared ------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, arguments: argparse.Namespace) -> np.ndarray:
+    from riemvae.data import read_array
+
+    key = None if path.suffix.lower() == ".csv" else arguments.key
+    return read_array(path, key, arguments.label).x
+
+
+def _load(folder: Path) -> Autoencoder:
+    from riemvae.persistence import load
+    from riemvae.zoo import Autoencoder
+
+    loaded = load(folder)
+    if not isinstance(loaded, Autoencoder):
+        raise ValueError(f"{folder}: expected a model that 'riemvae fit' wrote, got a {type(loaded).__name__}.")
+    return loaded.eval()
+
+
+def _like(x: np.ndarray, autoencoder: Autoencoder) -> Any:
+    """The data as the autoencoder shapes them, on their own scale."""
+    import torch
+
+    return torch.as_tensor(x).reshape(len(x), *autoencoder.input_shape)
+
+
+def _refuse_folder(folder: Path) -> None:
+    """Finds out before a long training that its result could not be written."""
+    if folder.is_file():
+        raise ValueError(f"--out: expected a folder to write, got the file {folder}; pass another path.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise ValueError(f"--out: expected a new folder or an earlier model, got {folder}; pass another path.")
+
+
+def _check_suffix(path: Path, suffixes: Sequence[str]) -> None:
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path}: expected a file name that ends in {' or '.join(suffixes)}.")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.absolute().parent}; make it first.")
+
+
+def _draw_grid(path: Path, images: np.ndarray) -> None:
+    """The first images, at most 100, side by side."""
+    flat = images.reshape(len(images), -1)
+    shape = images.shape[1:]
+    if len(shape) == 3 and shape[0] in (1, 3):
+        shape = (shape[1], shape[2], shape[0])
+        images = images.transpose(0, 2, 3, 1)
+    elif len(shape) != 2:
+        raise ValueError(f"--figure: expected images of shape (H, W) or (1 or 3, H, W), got data of shape {shape}.")
+    from matplotlib.figure import Figure
+
+    low, high = float(flat.min()), float(flat.max())
+    images = (images[:100] - low) / (high - low or 1.0)
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(0.6 * columns, 0.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes:
+        ax.axis("off")
+    for ax, image in zip(axes, images):
+        ax.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
+    figure.savefig(path, dpi=110)
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Writes JSON at one stroke; numbers that are not finite become null.
+
+    Args:
+        path: The file.
+        content: What to write.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> write_json(os.path.join(folder, "a.json"), {"khat": math.nan})
+        >>> Path(folder, "a.json").read_text().split()
+        ['{', '"khat":', 'null', '}']
+    """
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp gives 0o600
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print_table(title: str, rows: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
