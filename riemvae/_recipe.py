@@ -11,7 +11,7 @@ RECIPES: dict[str, type] = {}
 
 
 def recipe(cls: C) -> C:
-    """Registers ``cls``: an instance is described by its constructor's arguments, each kept under its own name.
+    """Registers ``cls``: an instance is described by its constructor's arguments.
 
     The class keeps every constructor argument as the attribute of that name (or of that name with a leading
     underscore), so the description is read from the live object and cannot go stale.

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from pyro.poutine.util import is_validation_enabled
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from riemvae import likelihoods
@@ -78,7 +78,7 @@ class VAE(PyroModule):
             raise argument_error(
                 "prior",
                 f"a distribution with event shape ({self.latent_dim},)",
-                f"event shape {shape}",
+                f"event shape {shape and tuple(shape)}",
                 "use .to_event(1)",
             )
         return prior  # type: ignore[no-any-return]
@@ -99,7 +99,10 @@ class VAE(PyroModule):
         prior = self._checked_prior(self.prior())
         with pyro.plate("data", size, dim=-1):
             z = pyro.sample("z", prior)
-            distribution = self.likelihood(self.decode(z), z.dim() - 1)
+            parameters = _Decoded.take(self, z)
+            distribution = self.likelihood(
+                self.decode(z) if parameters is None else parameters, z.dim() - 1
+            )
             if x is not None and x.shape[1:] != distribution.event_shape:
                 raise argument_error(
                     "x",
@@ -132,6 +135,33 @@ def _map(fn: Callable[[Tensor], Tensor], parameters: Any) -> Any:
     if isinstance(parameters, dict):
         return {name: _map(fn, value) for name, value in parameters.items()}
     return tuple(_map(fn, value) for value in parameters)
+
+
+class _Decoded:
+    """What the decoder said at the end of a flow, kept on that very tensor for the model's own evaluation.
+
+    A Hamiltonian guide ends by decoding ``z_K``; the model that is then replayed there need not decode it
+    again. The record is taken once, and only for the same storage, weights and gradient mode.
+    """
+
+    def __init__(self, vae: VAE, decoder: nn.Module, z: Tensor, parameters: Any) -> None:
+        self.vae, self.decoder, self.parameters = vae, decoder, parameters
+        self.key = self._key(z)
+
+    def _key(self, z: Tensor) -> tuple[Any, ...]:
+        weights = tuple(p._version for p in self.decoder.parameters())
+        return z.data_ptr(), z.shape, z.stride(), z._version, weights, torch.is_grad_enabled()
+
+    def keep(self, z: Tensor) -> None:
+        """Leaves the record on ``z``; it lives as long as that tensor."""
+        z._riemvae_decoded = self  # type: ignore[attr-defined]
+
+    @staticmethod
+    def take(vae: VAE, z: Tensor) -> Any:
+        """The parameters at ``z`` if they are known, else None."""
+        record = (z if z._base is None else z._base).__dict__.pop("_riemvae_decoded", None)
+        known = record is not None and record.vae is vae and record.key == record._key(z)
+        return record.parameters if known else None
 
 
 class _Potential:
@@ -183,5 +213,9 @@ class _Potential:
                 gradient = -gradient - prior_gradient
         if not with_value:
             return gradient, gradient
+        if not create_graph:
+            parameters = _map(Tensor.detach, parameters)
+        if isinstance(self.decoder, nn.Module):
+            _Decoded(self.vae, self.decoder, z, parameters).keep(z)
         with torch.set_grad_enabled(create_graph):
             return self._value(parameters, alias), gradient

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,7 +101,9 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the trained model")
     fit.add_argument("--model", choices=MODELS, default="rhvae", help="which model")
     fit.add_argument("--latent-dim", type=_count, default=10, metavar="D", help="latent dimensions")
-    fit.add_argument("--input-shape", type=_shape, metavar="C,H,W", help="shape of one datum; default: the file's")
+    fit.add_argument(
+        "--input-shape", type=_shape, metavar="C,H,W", help="shape of one datum; default: the file's"
+    )
     fit.add_argument("--architecture", choices=ARCHITECTURES, default="mlp", help="of all networks")
     fit.add_argument("--hidden", type=_shape, metavar="N,N", help="hidden layers of an mlp's encoder")
     fit.add_argument(
@@ -117,8 +116,12 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--batch-size", type=_count, default=100, metavar="N", help="data a step")
     fit.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="of Adam")
     fit.add_argument("--patience", type=_count, metavar="N", help="epochs without progress before stopping")
-    fit.add_argument("--val-data", type=Path, metavar="FILE", help="held-out data, to choose the best epoch by")
-    fit.add_argument("--standardize", action="store_true", help="centre and scale each column, undone in samples")
+    fit.add_argument(
+        "--val-data", type=Path, metavar="FILE", help="held-out data, to choose the best epoch by"
+    )
+    fit.add_argument(
+        "--standardize", action="store_true", help="centre and scale each column, undone in samples"
+    )
     fit.add_argument("--seed", type=_seed, default=0, help="of weights and training")
     _add_file_options(fit)
 
@@ -150,7 +153,9 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("model", type=Path, help="folder of the model")
     evaluate.add_argument("data", type=Path, help="held-out data")
-    evaluate.add_argument("--num-samples", type=_count, default=100, metavar="N", help="importance samples a datum")
+    evaluate.add_argument(
+        "--num-samples", type=_count, default=100, metavar="N", help="importance samples a datum"
+    )
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="keep the report here (.json)")
     evaluate.add_argument("--seed", type=_seed, default=0, help="of the draws")
     _add_file_options(evaluate)
@@ -274,7 +279,9 @@ def _sample(arguments: argparse.Namespace) -> None:
 
     from riemvae.data import write_array
 
-    write_array(arguments.out, array.reshape(len(array), -1) if arguments.out.suffix.lower() == ".csv" else array)
+    write_array(
+        arguments.out, array.reshape(len(array), -1) if arguments.out.suffix.lower() == ".csv" else array
+    )
     rows: dict[str, Any] = {"sampler": name, "data": f"{len(array)} of shape {array.shape[1:]}"}
     report = autoencoder.sampling_report_
     if report is not None:
@@ -316,6 +323,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         "reconstruction_mean_squared_error": float(difference.square().mean()),
     }
     if arguments.out is not None:
+        from riemvae.demo.files import write_json
+
         write_json(arguments.out, report)
     _print_table("held-out data, nats a datum on the scale the model sees", report)
 
@@ -336,7 +345,9 @@ def _load(folder: Path) -> Autoencoder:
 
     loaded = load(folder)
     if not isinstance(loaded, Autoencoder):
-        raise ValueError(f"{folder}: expected a model that 'riemvae fit' wrote, got a {type(loaded).__name__}.")
+        raise ValueError(
+            f"{folder}: expected a model that 'riemvae fit' wrote, got a {type(loaded).__name__}."
+        )
     return loaded.eval()
 
 
@@ -352,7 +363,9 @@ def _refuse_folder(folder: Path) -> None:
     if folder.is_file():
         raise ValueError(f"--out: expected a folder to write, got the file {folder}; pass another path.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise ValueError(f"--out: expected a new folder or an earlier model, got {folder}; pass another path.")
+        raise ValueError(
+            f"--out: expected a new folder or an earlier model, got {folder}; pass another path."
+        )
 
 
 def _check_suffix(path: Path, suffixes: Sequence[str]) -> None:
@@ -370,7 +383,9 @@ def _draw_grid(path: Path, images: np.ndarray) -> None:
         shape = (shape[1], shape[2], shape[0])
         images = images.transpose(0, 2, 3, 1)
     elif len(shape) != 2:
-        raise ValueError(f"--figure: expected images of shape (H, W) or (1 or 3, H, W), got data of shape {shape}.")
+        raise ValueError(
+            f"--figure: expected images of shape (H, W) or (1 or 3, H, W), got data of shape {shape}."
+        )
     from matplotlib.figure import Figure
 
     low, high = float(flat.min()), float(flat.max())
@@ -384,41 +399,6 @@ def _draw_grid(path: Path, images: np.ndarray) -> None:
     for ax, image in zip(axes, images):
         ax.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
     figure.savefig(path, dpi=110)
-
-
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Writes JSON at one stroke; numbers that are not finite become null.
-
-    Args:
-        path: The file.
-        content: What to write.
-
-    Example:
-        >>> folder = tempfile.mkdtemp()
-        >>> write_json(os.path.join(folder, "a.json"), {"khat": math.nan})
-        >>> Path(folder, "a.json").read_text().split()
-        ['{', '"khat":', 'null', '}']
-    """
-    path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp gives 0o600
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_table(title: str, rows: Mapping[str, Any]) -> None:

@@ -65,14 +65,26 @@ class _HamiltonianFlow(TransformModule):
     def _inverse(self, y: Tensor) -> Tensor:
         schedule = inverse_temperatures(self.tempering, self.num_steps)
         z, v = self._split(y)
+        self.info = None
         for k in reversed(range(self.num_steps)):
-            z, v, self.info = self._integrate(z, -v * (schedule[k + 1] / schedule[k]), 1, 1.0)
+            z, v, info = self._integrate(z, -v * (schedule[k + 1] / schedule[k]), 1, 1.0)
             v = -v
+            self.info = info if self.info is None else _worse(self.info, info)
         return torch.cat([z, v * schedule[0]], -1)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Zero: each step preserves volume, and the factors of the tempering cancel over the whole map."""
         return x.new_zeros(x.shape[:-1])
+
+
+def _worse(a: IntegratorInfo, b: IntegratorInfo) -> IntegratorInfo:
+    """What two integrations in a row report together."""
+    return b._replace(
+        residual=torch.maximum(a.residual, b.residual),
+        converged=a.converged & b.converged,
+        diverged=a.diverged | b.diverged,
+        iterations=max(a.iterations, b.iterations),
+    )
 
 
 class Leapfrog(_HamiltonianFlow):

@@ -11,65 +11,56 @@ from torch import Tensor
 
 from riemvae._checks import argument_error, check_finite, check_positive
 from riemvae._recipe import recipe
+from riemvae.geometry.bumps import bump_pullback, bump_sum
 from riemvae.geometry.metric import LocalMetric, Metric, inverse_and_log_det
 
 # Weights of one tile, [points, centroids], are kept near this many numbers: memory stays O(points x tile) for
 # any number of centroids, and a tile of a few MiB stays in cache.
 _TILE_ELEMENTS = 1 << 20
 _MINIMUM_TILE = 256
+# Above so many centroids symmetric matrices are packed into their lower triangles.
+_PACK_ABOVE = 500
 
 
 class _Tile(NamedTuple):
     """A slice of the centroids, prepared so that one evaluation is two matrix products."""
 
-    centred: Tensor  # (n, d) centroids less their mean: |z|² + |c|² - 2 z·c cancels badly far from the origin
-    bias: Tensor  # (n,) -|c|²/T²
-    packed: Tensor  # (n, d(d+1)/2) lower triangles of A_i = L_i L_iᵀ
-    weighted: Tensor  # (n, d(d+1)/2) the same with off-diagonal entries doubled: M·A_i of a packed M
-    extended: Tensor  # (n, d+1) centroids and a column of ones
+    centred: Tensor  # (n, d) centroids less their mean
+    columns: Tensor  # (n, p) the matrices A_i = L_i L_iᵀ in p columns
+    traces: Tensor  # (n, p) the same such that M·A_i is a product of columns
+    extended: Tensor  # (n, d+1) centred centroids and a column of ones
 
 
 class _CentroidLocal(LocalMetric):
     """``CentroidMetric`` at given points, every derivative in closed form.
 
     With ``w_i = exp(-‖z-c_i‖²/T²)`` and ``S_i = w_i tr(M A_i)`` the pullback of ``M`` is
-    ``-(2/T²) Σ_i S_i (z-c_i) = -(2/T²) (z ΣS - S·C)``: a product with the packed ``A``, one with the
-    centroids.
+    ``-(2/T²) Σ_i S_i (z-c_i) = -(2/T²) (z ΣS - S·C)``: a product with the ``A_i``, one with the centroids.
     """
 
     metric: CentroidMetric
 
     def __init__(self, metric: CentroidMetric, z: Tensor) -> None:
         super().__init__(metric, z)
-        prepared = metric._prepared()
-        self._flat = (z - prepared.centre).reshape(-1, metric.latent_dim)
-        self._tiles = prepared.tiles(self._flat.shape[0])
-        self._weights: list[Tensor] | None = None
-
-    def _tile_weights(self) -> Iterator[tuple[_Tile, Tensor]]:
-        """Each tile with its weights ``(points, n)``; one tile is kept, several are computed each time."""
-        if self._weights is None:
-            weights = []
-            scale = 1.0 / self.metric.temperature**2
-            bias = -scale * (self._flat * self._flat).sum(-1, keepdim=True)
-            scaled = (2.0 * scale) * self._flat
-            for tile in self._tiles:
-                weight = (torch.addmm(tile.bias, scaled, tile.centred.mT) + bias).exp()
-                if len(self._tiles) == 1:
-                    weights.append(weight)
-                yield tile, weight
-            if weights:
-                self._weights = weights
-        else:
-            yield from zip(self._tiles, self._weights)
+        self._prepared = metric._prepared()
+        self._flat = (z - self._prepared.centre).reshape(-1, metric.latent_dim)
+        self._tiles = self._prepared.tiles(self._flat.shape[0])
+        self._weights: list[Tensor] = []
 
     @cached_property
     def _inverse(self) -> Tensor:
-        packed = sum(weight @ tile.packed for tile, weight in self._tile_weights())
-        d = self.metric.latent_dim
-        unpacked = cast(Tensor, packed).index_select(-1, self.metric._unpack)
-        unpacked = unpacked.add(self.metric._identity, alpha=self.metric.regularization)
-        return unpacked.reshape(*self.z.shape[:-1], d, d)
+        d, metric = self.metric.latent_dim, self.metric
+        total: Tensor | float = 0.0
+        for tile in self._tiles:
+            weights, part = bump_sum(self._flat, tile.centred, tile.columns, metric.temperature)
+            total = total + part if len(self._tiles) > 1 else part
+            if len(self._tiles) == 1:  # the weights of one tile are kept; those of several are computed again
+                self._weights = [weights]
+        columns = cast(Tensor, total)
+        if self._prepared.packed:
+            columns = columns.index_select(-1, metric._unpack)
+        columns = columns.add(metric._identity, alpha=metric.regularization)
+        return columns.reshape(*self.z.shape[:-1], d, d)
 
     @cached_property
     def _pair(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,14 +72,23 @@ class _CentroidLocal(LocalMetric):
         return self._inverse
 
     def pullback(self, matrix: Tensor) -> Tensor:
-        d = self.metric.latent_dim
-        packed = matrix.reshape(-1, d * d).index_select(-1, self.metric._pack)
-        parts = (
-            ((packed @ tile.weighted.mT) * weight) @ tile.extended for tile, weight in self._tile_weights()
-        )
-        total = cast(Tensor, sum(parts))  # (points, d + 1): S·C and ΣS
-        pulled = (total[:, :d] - self._flat * total[:, d:]) * (2.0 / self.metric.temperature**2)
-        return pulled.reshape(self.z.shape)
+        metric = self.metric
+        columns = matrix.reshape(-1, metric.latent_dim**2)
+        if self._prepared.packed:
+            columns = columns.index_select(-1, metric._pack)
+        parts = [
+            bump_pullback(columns, weights, tile.traces, self._flat, tile.extended, metric.temperature)
+            for tile, weights in self._weighted_tiles()
+        ]
+        return sum(parts[1:], parts[0]).reshape(self.z.shape)
+
+    def _weighted_tiles(self) -> Iterator[tuple[_Tile, Tensor]]:
+        if len(self._tiles) == 1:
+            self._inverse  # noqa: B018 - its weights are kept
+            yield self._tiles[0], self._weights[0]
+            return
+        for tile in self._tiles:
+            yield tile, bump_sum(self._flat, tile.centred, tile.columns[:, :1], self.metric.temperature)[0]
 
 
 class _Prepared:
@@ -96,17 +96,22 @@ class _Prepared:
 
     def __init__(self, metric: CentroidMetric) -> None:
         centroids, factors = metric.centroids, metric.factors
+        # Centred: |z|² + |c|² - 2 z·c cancels badly far from the origin.
         self.centre = centroids.detach().mean(0)
         self.centred = centroids - self.centre
-        self.bias = (self.centred * self.centred).sum(-1) * (-1.0 / metric.temperature**2)
-        matrices = (factors @ factors.mT).reshape(len(factors), -1)
-        self.packed = matrices.index_select(-1, metric._pack)
-        self.weighted = self.packed * metric._multiplicity
+        self.columns = (factors @ factors.mT).reshape(len(factors), -1)
+        # Many centroids: half the products for two gathers a call. Few: the gathers would cost more than
+        # they save.
+        self.packed = len(centroids) > _PACK_ABOVE
+        self.traces = self.columns
+        if self.packed:
+            self.columns = self.columns.index_select(-1, metric._pack)
+            self.traces = self.columns * metric._multiplicity
         self.extended = torch.cat([self.centred, torch.ones_like(self.centred[:, :1])], -1)
 
     def tiles(self, points: int) -> list[_Tile]:
         size = max(_MINIMUM_TILE, _TILE_ELEMENTS // max(points, 1))
-        arrays = (self.centred, self.bias, self.packed, self.weighted, self.extended)
+        arrays = (self.centred, self.columns, self.traces, self.extended)
         if len(self.centred) <= size:
             return [_Tile(*arrays)]
         return [_Tile(*parts) for parts in zip(*(a.split(size) for a in arrays))]

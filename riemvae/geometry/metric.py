@@ -16,7 +16,12 @@ from riemvae._recipe import recipe
 def _cholesky(matrix: Tensor) -> Tensor:
     """The Cholesky factor; NaN where a matrix is not positive definite: a failure must be seen, per datum."""
     factor, info = torch.linalg.cholesky_ex(matrix)
-    return torch.where((info > 0)[..., None, None], torch.full_like(factor, math.nan), factor)
+    return factor.masked_fill((info > 0)[..., None, None], math.nan)
+
+
+def _factorised(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    factor = _cholesky(matrix)
+    return torch.cholesky_inverse(factor), 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 class _InverseAndLogDet(torch.autograd.Function):
@@ -27,18 +32,21 @@ class _InverseAndLogDet(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        factor = _cholesky(matrix)
-        inverse = torch.cholesky_inverse(factor)
-        log_det = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        inverse, log_det = _factorised(matrix)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(inverse)
         return inverse, log_det
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
         grad_inverse, grad_log_det = grads
         (inverse,) = ctx.saved_tensors
-        return grad_log_det[..., None, None] * inverse - inverse @ grad_inverse @ inverse
+        total = None if grad_log_det is None else grad_log_det[..., None, None] * inverse
+        if grad_inverse is not None:
+            through = inverse @ grad_inverse @ inverse
+            total = -through if total is None else total - through
+        return total
 
 
 def inverse_and_log_det(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,6 +61,8 @@ def inverse_and_log_det(matrix: Tensor) -> tuple[Tensor, Tensor]:
         >>> round(float(log_det), 4)
         2.0794
     """
+    if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return _factorised(matrix)  # a custom function would not pass through torch.func
     return _InverseAndLogDet.apply(matrix)  # type: ignore[no-any-return]
 
 
@@ -145,12 +155,16 @@ class LocalMetric:
 
         With ``∂ log det G = -tr(G ∂G⁻¹)`` it is one pullback of ``½ (v vᵀ - G)``.
         """
-        return self.pullback(0.5 * (v.unsqueeze(-1) * v.unsqueeze(-2) - self.tensor))
+        return self.pullback(torch.addcmul(self._minus_half_tensor, 0.5 * v.unsqueeze(-1), v.unsqueeze(-2)))
+
+    @cached_property
+    def _minus_half_tensor(self) -> Tensor:
+        return -0.5 * self.tensor
 
     @cached_property
     def log_volume_gradient(self) -> Tensor:
         """``∂/∂z ½ log det G(z)``, shape ``(..., d)``."""
-        return self.pullback(-0.5 * self.tensor)
+        return self.pullback(self._minus_half_tensor)
 
     # -- momenta ----------------------------------------------------------------------------------------
 

@@ -460,18 +460,21 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
             raise argument_error("x", "at least one datum", args[0])
         if max_centroids is not None and max_centroids < n:
             chosen = torch.randperm(n)[: check_count("max_centroids", max_centroids)]
-            args = tuple(a[chosen.to(a.device)] if isinstance(a, Tensor) and len(a) == n else a for a in args)
+            args = tuple(_rows(a, chosen, n) for a in args)
             n = len(chosen)
         scale = (batch_size or self._batch_size or n) / n
         build: Any = self._metric
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         parts = []
-        with torch.no_grad(), poutine.block():
-            for rows in torch.arange(n).split(chunk_size):
-                chunk = [a[rows.to(a.device)] if isinstance(a, Tensor) and len(a) == n else a for a in args]
-                parts.append(build(chunk[0], self.encoder_distribution(*chunk).mean))
-        self.train(was_training)
+        try:
+            with torch.no_grad(), poutine.block():
+                for rows in torch.arange(n).split(chunk_size):
+                    chunk = [_rows(a, rows, n) for a in args]
+                    parts.append(build(chunk[0], self.encoder_distribution(*chunk).mean))
+        finally:
+            for module, training in modes:
+                module.training = training
         self._frozen_metric = _joined(parts, scale)
         return self._frozen_metric
 
@@ -480,13 +483,17 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
         self._frozen_metric = None
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
         centroids = state_dict.get(f"{prefix}_frozen_metric.centroids")
         if centroids is not None and self._frozen_metric is None:
+            # A blank one, before the keys are looked up among the modules; it loads the numbers itself.
             n, d = centroids.shape
-            blank = CentroidMetric(centroids.new_zeros(n, d), centroids.new_zeros(n, d, d))
-            blank._load_from_state_dict(state_dict, f"{prefix}_frozen_metric.", {}, True, [], [], [])
-            self._frozen_metric = blank
+            self._frozen_metric = CentroidMetric(centroids.new_zeros(n, d), centroids.new_zeros(n, d, d))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _rows(value: Any, rows: Tensor, n: int) -> Any:
+    """Rows of an argument that has one a datum."""
+    return value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (n,) else value
 
 
 def _joined(parts: list[Metric], scale: float) -> Metric:

@@ -28,7 +28,7 @@ def pareto_shape(largest: Tensor) -> Tensor:
 
     Returns:
         ``k̂ (B,)``; ``-inf`` where all weights of the tail are equal (the guide is exact), NaN where fewer
-        than 5 lie above the cutoff, ``inf`` where one weight is everything.
+        than 5 lie above the cutoff, ``inf`` where that is because a few weights are everything.
 
     Source: Zhang and Stephens (2009); Vehtari, Simpson, Gelman, Yao and Gabry (2024).
 
@@ -54,6 +54,8 @@ def pareto_shape(largest: Tensor) -> Tensor:
     for column in torch.nonzero((counts < m) & (counts >= _MINIMUM_TAIL) & ~constant).flatten().tolist():
         values = tail[:, column]
         shapes[column] = _fit(values[values > 0].unsqueeze(-1))[0]
+    # So few are left above the smallest number that there is: a handful of draws is the whole estimate.
+    shapes[(counts < _MINIMUM_TAIL) & (ordered[0] < cutoff)] = math.inf
     shapes[constant] = -math.inf
     shapes[~torch.isfinite(largest).any(0)] = math.nan
     return shapes.to(largest.dtype)

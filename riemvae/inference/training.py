@@ -250,7 +250,6 @@ class Training(pl.LightningModule):
         self._scheduler: Any = None
         self._val_batches: Any = None
         self._bar: Any = None
-        self._one_batch = False
         self._drawn = self._started = self._saved = 0.0
 
     # -- the loss --------------------------------------------------------------------------------------------
@@ -278,9 +277,6 @@ class Training(pl.LightningModule):
         if not math.isfinite(value):
             raise NotFinite(self._not_finite_message(value, batch, batch_idx))
         self.record.add(result)
-        if self._one_batch and self.val_batches is None:
-            # The epoch's loss is that of the weights now in place, which the step is about to change.
-            self._observe(self._means()["train_loss"])
         return result.loss
 
     def _not_finite_message(self, value: float, batch: Any, batch_idx: int) -> str:
@@ -382,7 +378,6 @@ class Training(pl.LightningModule):
         self._weights = Weights(self)
         if self.resumed is not None:
             self._take_up(self._weights, self.resumed)
-        self._one_batch = self.trainer.num_training_batches == 1
         if self.settings["progress"] and self.trainer.is_global_zero:
             from tqdm.auto import tqdm
 
@@ -432,8 +427,7 @@ class Training(pl.LightningModule):
         monitored = row["train_loss"]
         if self.val_batches is not None:
             monitored = row["val_loss"] = self._validate()
-        if self.val_batches is not None or not self._one_batch:
-            self._observe(monitored)
+        self._observe(monitored)
         now = time.perf_counter()
         row |= {
             "learning_rate": float(optimizer.param_groups[0]["lr"]),

@@ -25,7 +25,8 @@ class CentroidMetricNetwork(nn.Module):
 
     Example:
         >>> import torch
-        >>> metric = CentroidMetricNetwork(lambda x: torch.eye(2).expand(len(x), 2, 2))(torch.zeros(3, 5), torch.zeros(3, 2))
+        >>> network = CentroidMetricNetwork(lambda x: torch.eye(2).expand(len(x), 2, 2))
+        >>> metric = network(torch.zeros(3, 5), torch.zeros(3, 2))
         >>> metric.inverse(torch.zeros(2)).round(decimals=3)
         tensor([[3.0010, 0.0000],
                 [0.0000, 3.0010]])

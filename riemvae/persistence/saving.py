@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error
@@ -135,8 +137,13 @@ def _layers(module: nn.Module) -> dict[str, tuple[type, str]]:
     return {name: (type(part), part.extra_repr()) for name, part in module.named_modules()}
 
 
+@torch.inference_mode(False)  # what is loaded there could not be trained
 def load(folder: Folder, modules: Mapping[str, Any] | None = None, device: Any = None) -> Any:
     """Reads what :func:`save` wrote; no code is run that the file brings.
+
+    Pyro's own ``SVI`` finds parameters by name. To go on training with it in a process that has trained
+    modules of the same names, call ``pyro.clear_param_store()`` first; :func:`riemvae.fit` needs no such
+    thing.
 
     Args:
         folder: The folder.
@@ -220,16 +227,14 @@ def _describe_param_store(description: Description) -> dict[str, Any]:
     tops = (description.custom_objects.get(path) for path in ("model", "guide"))
     if all(top is None or isinstance(top, nn.Module) for top in tops):
         return {}
-    owned = {
-        id(parameter)
-        for value in description.objects.values()
-        if isinstance(value, nn.Module)
-        for parameter in value.parameters()
-    }
+    saved = [value for value in description.objects.values() if isinstance(value, nn.Module)]
+    owned = {id(parameter) for module in saved for parameter in module.parameters()}
+    # By name too: a copy of a guide has other parameters than the store, under the same names.
+    names = tuple(f"{m._pyro_name}." for m in saved if isinstance(m, PyroModule) and m._pyro_name)
     state = pyro.get_param_store().get_state()
     entries = {}
     for name, value in state["params"].items():
-        if id(value) in owned:
+        if id(value) in owned or name.startswith(names):
             continue
         constraint = known.constraint_node(state["constraints"][name])
         if constraint is None:
@@ -245,6 +250,13 @@ def _describe_param_store(description: Description) -> dict[str, Any]:
 
 
 def _restore_param_store(entries: Mapping[str, Any], rebuilding: Rebuilding) -> None:
+    networks = sorted({name.split("$$$")[0] for name in entries if "$$$" in name})
+    if networks:  # Pyro's module() keeps the values that the network has, whatever the store says
+        warnings.warn(
+            f"the weights of {networks} are in Pyro's parameter store, and not yet in the networks: register "
+            "them with pyro.module(name, network, update_module_params=True)",
+            stacklevel=3,
+        )
     params = {
         name: rebuilding.tensor(entry["tensor"]).detach().requires_grad_() for name, entry in entries.items()
     }

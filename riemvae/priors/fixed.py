@@ -28,10 +28,10 @@ def map_tensors(distribution: Distribution, fn: Callable[[Tensor], Tensor]) -> D
 def without_validation(distribution: Distribution) -> Distribution:
     """A copy of ``distribution`` that evaluates any value, its parts too."""
     new = copy.copy(distribution)
-    new._validate_args = False
     for name, value in vars(distribution).items():
         if isinstance(value, Distribution):
             new.__dict__[name] = without_validation(value)
+    new._validate_args = False  # last: Pyro's Independent hands it on to its part
     return new
 
 

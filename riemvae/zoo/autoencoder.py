@@ -40,8 +40,10 @@ def choose_likelihood(x: Tensor) -> Likelihood:
 class Autoencoder(nn.Module):
     """A trained or trainable pair of a model and its guide, with the preprocessing of its data.
 
-    Data are arrays or tensors ``(N, *input_shape)``, or any shape with as many numbers a datum. Images of unsigned bytes are
-    divided by 255; what is sampled or reconstructed comes back on the scale of the data. Attributes that training sets end
+    Data are arrays or tensors ``(N, *input_shape)``, or any shape with as many numbers a datum. Images of
+    unsigned bytes are
+    divided by 255; what is sampled or reconstructed comes back on the scale of the data. Attributes that
+    training sets end
     in an underscore: ``history_``, ``fit_``; ``sampling_report_`` is the last sampler's.
 
     Args:
@@ -50,7 +52,8 @@ class Autoencoder(nn.Module):
         input_shape: The shape of one datum.
         objective: What ``fit`` maximises; None is the evidence lower bound.
         preprocessing: None: found at the first ``fit`` and kept.
-        infer_likelihood: Choose the likelihood from the data at the first ``fit``: Bernoulli for binary data, continuous
+        infer_likelihood: Choose the likelihood from the data at the first ``fit``: Bernoulli for binary
+            data, continuous
             Bernoulli for values in [0, 1], a Gaussian with a learned scale for others.
         default_sampler: What ``sample`` uses if it is not told: ``"prior"`` or ``"manifold"``.
 
@@ -91,14 +94,18 @@ class Autoencoder(nn.Module):
     def metric(self) -> Any:
         """The metric of the latent space, for a guide that has one."""
         if not isinstance(self.guide, RiemannianHamiltonianGuide):
-            raise argument_error("model", "a guide with a metric", type(self.guide).__name__, "build an 'rhvae'")
+            raise argument_error(
+                "model", "a guide with a metric", type(self.guide).__name__, "build an 'rhvae'"
+            )
         return self.guide.metric
 
     @property
     def history_(self) -> Any:
         """One row an epoch of the last training."""
         if self.fit_ is None:
-            raise RuntimeError("there is no history: call fit(x) first (a loaded model does not bring its history)")
+            raise RuntimeError(
+                "there is no history: call fit(x) first (a loaded model does not bring its history)"
+            )
         return self.fit_.history
 
     @property
@@ -106,14 +113,16 @@ class Autoencoder(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    # -- data ----------------------------------------------------------------------------------------------------------
+    # -- data ----------------------------------------------------------------------------------------------
 
     def _shaped(self, x: Any, name: str = "x") -> Tensor:
         tensor = as_tensor(x, name)
         numbers = torch.Size(self.input_shape).numel()
         if tensor.dim() == 0 or len(tensor) == 0 or tensor[0].numel() != numbers:
             raise argument_error(
-                name, f"data of shape (N, {', '.join(map(str, self.input_shape))}), N >= 1", tensor,
+                name,
+                f"data of shape (N, {', '.join(map(str, self.input_shape))}), N >= 1",
+                tensor,
                 f"each datum has {numbers} numbers for this model",
             )
         return tensor.reshape(len(tensor), *self.input_shape)
@@ -128,24 +137,29 @@ class Autoencoder(nn.Module):
     def _undone(self, x: Tensor) -> Tensor:
         return x if self.preprocessing is None else self.preprocessing.undo(x)
 
-    # -- training ------------------------------------------------------------------------------------------------------
+    # -- training ------------------------------------------------------------------------------------------
 
-    def fit(self, x: Any, *, val_data: Any = None, freeze_batch_size: int | None = None, **options: Any) -> Autoencoder:
+    def fit(
+        self, x: Any, *, val_data: Any = None, freeze_batch_size: int | None = None, **options: Any
+    ) -> Autoencoder:
         """Trains, and freezes a learned metric on the training set afterwards.
 
         Args:
             x: Training data.
             val_data: Held-out data, whose bound is then monitored.
-            freeze_batch_size: Minibatch size that the frozen metric is scaled for; None is the one trained with.
-            options: Those of :func:`riemvae.fit`: ``max_epochs``, ``batch_size``, ``learning_rate``, ``patience``, ``seed``...
+            freeze_batch_size: Minibatch size that the frozen metric is scaled for; None is the one trained
+                with.
+            options: Those of :func:`riemvae.fit`: ``max_epochs``, ``batch_size``, ``learning_rate``,
+                ``patience``, ``seed``...
 
         Returns:
             Itself.
         """
         data = self._prepared(x)
         val = None if val_data is None else self._prepared(val_data, "val_data")
-        if self.infer_likelihood and self.fit_ is None:
+        if self.infer_likelihood:
             self.model.likelihood = choose_likelihood(data).to(data)
+            self.infer_likelihood = False  # trained from here on: a second fit goes on with it
         self.model.likelihood.validate(data)
         guide = self.guide
         learned = isinstance(guide, RiemannianHamiltonianGuide)
@@ -157,7 +171,7 @@ class Autoencoder(nn.Module):
         self.eval()
         return self
 
-    # -- latent space --------------------------------------------------------------------------------------------------
+    # -- latent space --------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def posterior(self, x: Any) -> Distribution:
@@ -170,7 +184,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, z: Tensor, *, noise: bool = False, batch_size: int = 1024) -> Tensor:
-        """Decoder means at ``z (n, d)`` on the scale of the data, ``(n, *input_shape)``; with ``noise``, draws of ``p(x|z)``."""
+        """Decoder means at ``z (n, d)``, ``(n, *input_shape)``; with ``noise``, draws of ``p(x|z)``."""
         if z.dim() != 2 or z.shape[-1] != self.latent_dim or len(z) == 0:
             raise argument_error("z", f"points of shape (n, {self.latent_dim})", z)
         was_training = self.training
@@ -188,7 +202,7 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(x))
 
     def interpolate(self, x1: Any, x2: Any, num: int = 10) -> Tensor:
-        """Decoded points on the straight latent line from each of ``x1`` to its partner in ``x2``: ``(N, num, *input_shape)``."""
+        """Decoded straight lines from the codes of ``x1`` to those of ``x2``: ``(N, num, *input_shape)``."""
         check_count("num", num, minimum=2)
         z1, z2 = self.encode(x1), self.encode(x2)
         if z1.shape != z2.shape:
@@ -197,7 +211,7 @@ class Autoencoder(nn.Module):
         path = z1[:, None] + t * (z2 - z1)[:, None]
         return self.decode(path.flatten(0, 1)).reshape(len(z1), num, *self.input_shape)
 
-    # -- generation ----------------------------------------------------------------------------------------------------
+    # -- generation ----------------------------------------------------------------------------------------
 
     def sampler(self, name: str | None = None, **options: Any) -> Any:
         """A sampler of latent points by name: ``"prior"``, or ``"manifold"`` along the learned metric.
@@ -221,12 +235,14 @@ class Autoencoder(nn.Module):
         seed: int | None = None,
         **options: Any,
     ) -> Any:
-        """``n`` synthetic data ``(n, *input_shape)``: decoder means, or draws with observation noise on request.
+        """Synthetic data ``(n, *input_shape)``: decoder means, or draws with observation noise.
 
         Args:
             n: How many.
-            sampler: A name (see :meth:`sampler`), a distribution of ``z``, a callable ``n -> z (n, d)`` or an object with
-                ``sample(n)``. None is this model's own: ``"manifold"`` where a metric is learned, else ``"prior"``.
+            sampler: A name (see :meth:`sampler`), a distribution of ``z``, a callable ``n -> z (n, d)`` or
+                an object with
+                ``sample(n)``. None is this model's own: ``"manifold"`` where a metric is learned, else
+                ``"prior"``.
             noise: Draw from ``p(x|z)`` in place of its mean.
             return_latents: Return ``(x, z)``.
             seed: Of the draws; the caller's generator is then left as it was.
@@ -240,7 +256,9 @@ class Autoencoder(nn.Module):
         with torch.random.fork_rng(devices=devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            source = self.sampler(sampler, **options) if sampler is None or isinstance(sampler, str) else sampler
+            source = (
+                self.sampler(sampler, **options) if sampler is None or isinstance(sampler, str) else sampler
+            )
             if isinstance(source, Distribution):
                 z = source.sample(torch.Size([n]))
             else:
@@ -249,12 +267,13 @@ class Autoencoder(nn.Module):
             x = self.decode(z, noise=noise)
         return (x, z) if return_latents else x
 
-    # -- likelihood and files ------------------------------------------------------------------------------------------
+    # -- likelihood and files
+    # ------------------------------------------------------------------------------------------
 
     def log_likelihood(
         self, x: Any, num_samples: int = 100, chunk_size: int | None = None, seed: int | None = None
     ) -> LogLikelihood:
-        """``log p̂(x)`` a datum by importance sampling, on the preprocessed scale; see :func:`riemvae.log_likelihood`."""
+        """``log p̂(x)`` a datum, on the preprocessed scale; see :func:`riemvae.log_likelihood`."""
         was_training = self.training
         self.eval()
         try:

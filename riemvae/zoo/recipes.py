@@ -70,7 +70,8 @@ def rhvae(
     ``metric`` may be a network ``x -> L(x)`` for eq. 1.7, or a fixed :class:`~riemvae.geometry.Metric`. The
     temperature is 0.8 up to two latent dimensions and 1.5 above, as in the thesis.
 
-    Source: Chadebec, Thibeau-Sutre, Burgos and Allassonnière (2022); thesis, section 1.3.2, tables 1.11, 1.15.
+    Source: Chadebec, Thibeau-Sutre, Burgos and Allassonnière (2022); thesis, section 1.3.2, tables 1.11,
+        1.15.
     """
     if not isinstance(metric, Metric):
         latent_dim = bricks.model.latent_dim
@@ -130,7 +131,8 @@ def build(
         preprocessing: None: found at the first ``fit``.
         seed: Of the initial weights; the caller's generator is then left as it was.
         options: Those of the recipe. ``"hvae"`` and ``"rhvae"``: ``num_steps``, ``step_size``, ``tempering``,
-            ``learn_step_size``, ``learn_tempering``; ``"rhvae"`` also ``metric`` (a network or a fixed metric),
+            ``learn_step_size``, ``learn_tempering``; ``"rhvae"`` also ``metric`` (a network or a fixed
+            metric),
             ``temperature``, ``regularization``, ``fixed_point_steps``.
 
     Raises:
@@ -145,12 +147,18 @@ def build(
     known = list(inspect.signature(guide_of).parameters)[1:]
     for option in options:
         if option not in known:
-            raise argument_error(option, f"an option of {name!r}: {', '.join(known) or 'it has none'}", options[option])
+            raise argument_error(
+                option, f"an option of {name!r}: {', '.join(known) or 'it has none'}", options[option]
+            )
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        network_options = {k: tuple(v) for k, v in (("hidden", hidden), ("channels", channels)) if v is not None}
-        bricks = lay(input_shape, latent_dim, likelihood, prior, architecture, encoder, decoder, network_options)
+        network_options = {
+            k: tuple(v) for k, v in (("hidden", hidden), ("channels", channels)) if v is not None
+        }
+        bricks = lay(
+            input_shape, latent_dim, likelihood, prior, architecture, encoder, decoder, network_options
+        )
         guide = guide_of(bricks, **options)
     return Autoencoder(
         bricks.model,

@@ -15,13 +15,13 @@ from riemvae.distributions import HamiltonianPosterior, MomentumNormal
 from riemvae.guides.evaluation import evaluating
 
 # Nodes an axis: as many as the error of 1e-6 (d = 1) and 1e-4 (d = 2) needs with the widest guide.
-NODES = {1: 48, 2: 48, 3: 34, 4: 18, 6: 8}
+NODES = {1: 48, 2: 48, 3: 34, 4: 14}
 
 
 def expectation(name, d, tempering, model_kind="vae", num_steps=3):
     case = Nonlinear(d)
     model = case.vae() if model_kind == "vae" else case.model
-    guide = make_guide(name, model, case.encoder, d, tempering, num_steps=num_steps)
+    guide = make_guide(name, model, case.encoder, d, tempering, num_steps=num_steps if d == 1 else 2)
     sites = noise_sites(name)
     grid, weight = gauss_hermite(NODES[d * len(sites)], d * len(sites))
     noise = dict(zip(sites, grid.split(d, -1)))
@@ -31,7 +31,7 @@ def expectation(name, d, tempering, model_kind="vae", num_steps=3):
 
 
 CASES = [(name, 1, tempering) for name in GUIDES for tempering in (1.0, 0.6)]
-CASES += [(name, 2, tempering) for name in GUIDES[:-1] for tempering in (1.0, 0.6)]
+CASES += [(name, 2, tempering) for name in GUIDES[:4] for tempering in (1.0, 0.6)]
 
 
 @pytest.mark.parametrize(("name", "d", "tempering"), CASES)

@@ -9,7 +9,9 @@ from riemvae import guides, inference
 
 
 def make_guide():
-    return guides.GaussianGuide(lambda x: None, lambda x: (x * torch.tensor([1.0, 0.0, 0.05]), torch.ones_like(x)))
+    return guides.GaussianGuide(
+        lambda x: None, lambda x: (x * torch.tensor([1.0, 0.0, 0.05]), torch.ones_like(x))
+    )
 
 
 def test_active_units_are_the_variances_of_the_encoder_means():

@@ -1,0 +1,203 @@
+"""What the demo computes for one draw of the training images, and for the picture."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemvae import zoo
+from riemvae.data import DigitsSplit, load_digits_split
+from riemvae.demo.picture import Plane, look_at_plane
+from riemvae.demo.settings import CLASSIFIERS, MODELS, NUM_DIGITS, Settings, classifiers
+from riemvae.likelihoods import Gaussian
+from riemvae.zoo import Autoencoder
+
+IMAGE_SHAPE = (1, 8, 8)
+Tell = Callable[[str], None]
+
+# Training sets of the classifiers. The control takes no model: the real images, repeated as often, with independent
+# noise of the likelihood's scale.
+TRAINING_SETS = ("real", "real + prior", "real + manifold", "prior", "manifold", "real + noise")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of other libraries between the progress lines; what matters is counted in the report."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def train(name: str, x: Tensor, latent_dim: int, epochs: int, settings: Settings, seed: int) -> Autoencoder:
+    """One model on all images at once."""
+    autoencoder = zoo.build(
+        name,
+        IMAGE_SHAPE,
+        latent_dim,
+        likelihood=Gaussian(scale=settings.scale),
+        hidden=settings.hidden,
+        seed=seed,
+    )
+    return autoencoder.fit(
+        x, max_epochs=epochs, learning_rate=settings.learning_rate, seed=seed, progress=False
+    )
+
+
+def clipped(autoencoder: Autoencoder, z: Tensor) -> Tensor:
+    """Draws of ``p(x|z)``, with its noise, cut to the grey levels that exist."""
+    return autoencoder.decode(z, noise=True).clamp(0.0, 1.0)
+
+
+def along_geometry(
+    autoencoder: Autoencoder, x: Tensor, y: Tensor, num: int, settings: Settings
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """``num`` latent draws a class along the learned metric, their labels, and how they came about.
+
+    The start of a finite chain is the code of a training image, and gives the draw its label. Draws whose nearest
+    code has that label too are preferred among twice as many as are needed.
+    """
+    codes = autoencoder.encode(x)
+    sampler = autoencoder.sampler(
+        "manifold",
+        num_steps=settings.chain_steps,
+        num_leapfrog=settings.num_leapfrog,
+        step_size=settings.step_size,
+    )
+    label = torch.arange(NUM_DIGITS).repeat_interleave(2 * num)
+    start = torch.cat([cycled(codes[y == digit], 2 * num) for digit in range(NUM_DIGITS)])
+    z = sampler.sample(len(start), start=start)
+    stays = nearest_label(z, codes, y) == label
+    kept = torch.cat([torch.argsort(~part, stable=True)[:num] for part in stays.split(2 * num)])
+    index = kept + torch.arange(NUM_DIGITS).repeat_interleave(num) * 2 * num
+    report = {
+        "acceptance": sampler.report.acceptance,
+        "divergences": sampler.report.divergences,
+        "far_share": sampler.report.far_share,
+        "share_near_own_class": float(stays.double().mean()),
+        "share_near_own_class_of_used": float(stays[index].double().mean()),
+        "mean_distance_moved": float((z - start).norm(dim=-1).mean()),
+    }
+    return z[index], label[index], report
+
+
+def from_prior(autoencoder: Autoencoder, x: Tensor, y: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """``10 num`` latent draws of the prior, each with the label of the nearest code of a training image."""
+    z = autoencoder.sampler("prior").sample(NUM_DIGITS * num)
+    return z, nearest_label(z, autoencoder.encode(x), y)
+
+
+def nearest_label(z: Tensor, codes: Tensor, y: Tensor) -> Tensor:
+    """The label of the code nearest to each point."""
+    return y[torch.cdist(z, codes).argmin(-1)]
+
+
+def cycled(rows: Tensor, num: int) -> Tensor:
+    """The first ``num`` of the rows, repeated."""
+    return rows[torch.arange(num) % len(rows)]
+
+
+def run_seed(settings: Settings, seed: int, tell: Tell) -> dict[str, Any]:
+    """Everything for one draw of the training images.
+
+    Args:
+        settings: The numbers of the run.
+        seed: Of the split, the weights, the training, the draws and the classifiers.
+        tell: Is given a line after each stage.
+
+    Returns:
+        Plain numbers and arrays: ``training``, ``likelihood``, ``sampling``, ``predicted`` and ``y_test``, and the
+        ``images`` and the RHVAE itself (``autoencoder``).
+    """
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(seed)
+        digits = load_digits_split(settings.per_class, seed)
+        models, training = {}, {}
+        for name in MODELS:
+            since = time.perf_counter()
+            models[name] = train(name, digits.x_train, settings.latent_dim, settings.epochs, settings, seed)
+            seconds = time.perf_counter() - since
+            training[name] = {"best_loss": models[name].fit_.best_loss, "seconds": seconds}
+            tell(f"seed {seed}: {name.upper()} trained ({seconds:.0f} s)")
+        held_out = digits.x_test[: settings.num_held_out]
+        likelihood = {}
+        for name, model in models.items():
+            estimate = model.log_likelihood(held_out, settings.num_samples, seed=seed)
+            likelihood[name] = {
+                key: getattr(estimate, key).double().numpy() for key in ("log_prob", "mcse", "khat")
+            }
+        tell(f"seed {seed}: likelihoods estimated")
+        sets, sampling = training_sets(models["rhvae"], digits, settings)
+        predicted = classify(sets, digits, settings, seed)
+        tell(f"seed {seed}: classifiers trained")
+    return {
+        "seed": seed,
+        "training": training,
+        "likelihood": likelihood,
+        "sampling": sampling,
+        "predicted": predicted,
+        "y_test": digits.y_test.numpy(),
+        "images": {name: by_digit(*sets[name], settings.per_class) for name in ("real", "manifold", "prior")},
+        "autoencoder": models["rhvae"],
+    }
+
+
+def training_sets(
+    autoencoder: Autoencoder, digits: DigitsSplit, settings: Settings
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Any]]:
+    """Images and labels of every set on which classifiers are trained, and the report on the chains."""
+    x, y, num = digits.x_train, digits.y_train, settings.num_synthetic
+    z, label, report = along_geometry(autoencoder, x, y, num, settings)
+    manifold = clipped(autoencoder, z), label
+    z, label = from_prior(autoencoder, x, y, num)
+    prior = clipped(autoencoder, z), label
+    repeated = torch.cat([cycled(x[y == digit], num) for digit in range(NUM_DIGITS)])
+    noisy = (repeated + settings.scale * torch.randn_like(repeated)).clamp(0.0, 1.0)
+    noise = noisy, torch.arange(NUM_DIGITS).repeat_interleave(num)
+    sets = {"real": (x, y), "prior": prior, "manifold": manifold}
+    for name, (images, labels) in (("prior", prior), ("manifold", manifold), ("noise", noise)):
+        sets[f"real + {name}"] = torch.cat([x, images]), torch.cat([y, labels])
+    return sets, report
+
+
+def classify(
+    sets: dict[str, tuple[Tensor, Tensor]], digits: DigitsSplit, settings: Settings, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """The predicted digits of the held-out images, by training set and classifier."""
+    test = digits.x_test.flatten(1).numpy()
+    kinds = classifiers(settings, seed)
+    return {
+        name: {
+            kind: kinds[kind]().fit(sets[name][0].flatten(1).numpy(), sets[name][1].numpy()).predict(test)
+            for kind in CLASSIFIERS
+        }
+        for name in TRAINING_SETS
+    }
+
+
+def by_digit(images: Tensor, labels: Tensor, num: int) -> np.ndarray:
+    """``num`` images of each digit ``(10 num, 8, 8)``, digit by digit; blank where a digit has fewer."""
+    result = np.zeros((NUM_DIGITS, num, *IMAGE_SHAPE[1:]), dtype=np.float32)
+    for digit in range(NUM_DIGITS):
+        own = images[labels == digit][:num, 0].numpy()
+        result[digit, : len(own)] = own
+    return result.reshape(-1, *IMAGE_SHAPE[1:])
+
+
+def run_plane(settings: Settings, seed: int, tell: Tell) -> Plane:
+    """The latent plane of an RHVAE with two dimensions, trained on the first draw of the images."""
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(seed)
+        digits = load_digits_split(settings.per_class, seed)
+        autoencoder = train("rhvae", digits.x_train, 2, settings.plane_epochs, settings, seed)
+        plane = look_at_plane(autoencoder, digits.x_train, digits.y_train, settings.plane_draws)
+    tell("2-D latent space computed")
+    return plane

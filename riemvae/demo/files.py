@@ -1,0 +1,127 @@
+"""Where the demo's report is kept, and JSON written at one stroke."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from riemvae.demo.experiment import TRAINING_SETS
+from riemvae.demo.report import KIND
+from riemvae.demo.settings import CLASSIFIERS, MODELS
+
+REPORT, ARRAYS, FIGURE, MODEL = "report.json", "arrays.npz", "figure.png", "model"
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder that holds anything else than an earlier report, before the work is done.
+
+    Raises:
+        ValueError: It is a file, or a folder of other things.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        kind = json.loads((folder / REPORT).read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = None
+    if kind != KIND or {entry.name for entry in folder.iterdir()} - {REPORT, ARRAYS, FIGURE, MODEL}:
+        raise ValueError(
+            f"--out: expected a new folder or an earlier demo report, got {folder}; pass another path, nothing "
+            "was written."
+        )
+
+
+def write_folder(
+    folder: Path, report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], figure: Any
+) -> None:
+    """Writes report, predictions, figure and the first seed's RHVAE; the folder appears whole or not at all."""
+    check_folder(folder)
+    target = Path(os.path.realpath(folder))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(4)
+    new, old = (target.with_name(f".{target.name}.{token}.{end}") for end in ("new", "old"))
+    new.mkdir()
+    try:
+        write_json(new / REPORT, report)
+        np.savez_compressed(new / ARRAYS, **arrays(outcomes))
+        figure.savefig(new / FIGURE, dpi=110)
+        outcomes[0]["autoencoder"].save(new / MODEL)
+        replaces = target.exists()
+        if replaces:
+            os.rename(target, old)
+        try:
+            os.rename(new, target)
+        except BaseException:
+            if replaces:
+                os.rename(old, target)
+            raise
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def arrays(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """What every number of the report can be computed from again.
+
+    ``y_test (seeds, n)``; ``predicted (training sets, classifiers, seeds, n)`` in the order of the report; for each
+    model ``log_prob_NAME``, ``mcse_NAME`` and ``khat_NAME``, ``(seeds, held-out images)``.
+    """
+    predicted = [
+        [[o["predicted"][name][kind] for o in outcomes] for kind in CLASSIFIERS] for name in TRAINING_SETS
+    ]
+    result = {
+        "y_test": np.stack([o["y_test"] for o in outcomes]).astype(np.uint8),
+        "predicted": np.array(predicted).astype(np.uint8),
+        "training_sets": np.array(TRAINING_SETS),
+        "classifiers": np.array(CLASSIFIERS),
+    }
+    for name in MODELS:
+        for key in ("log_prob", "mcse", "khat"):
+            result[f"{key}_{name}"] = np.stack([o["likelihood"][name][key] for o in outcomes])
+    return result
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Writes JSON at one stroke; numbers that are not finite become null.
+
+    Args:
+        path: The file.
+        content: What to write.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> write_json(os.path.join(folder, "a.json"), {"khat": math.nan})
+        >>> Path(folder, "a.json").read_text().split()
+        ['{', '"khat":', 'null', '}']
+    """
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp gives 0o600
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def finite(value: Any) -> Any:
+    """The value with null in place of numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
