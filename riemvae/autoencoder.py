@@ -100,9 +100,7 @@ class VAE(PyroModule):
         with pyro.plate("data", size, dim=-1):
             z = pyro.sample("z", prior)
             parameters = _Decoded.take(self, z)
-            distribution = self.likelihood(
-                self.decode(z) if parameters is None else parameters, z.dim() - 1
-            )
+            distribution = self.likelihood(self.decode(z) if parameters is None else parameters, z.dim() - 1)
             if x is not None and x.shape[1:] != distribution.event_shape:
                 raise argument_error(
                     "x",

@@ -1,4 +1,4 @@
-"""Models with known answers, metrics of several kinds, and the integration of a guide's weight by quadrature."""
+"""Models with known answers, metrics of several kinds, and a guide's weight by quadrature."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ ROWS = [
     ("inference",),
     ("autoencoder", "longitudinal"),
     ("persistence", "data", "evaluation"),
-    ("zoo", "augment", "cli", "__main__"),
+    ("zoo", "augment", "demo", "cli", "__main__"),
 ]
 SPLIT = [("priors", "likelihoods")]
 ROW = {room: index for index, row in enumerate(ROWS) for room in row}

@@ -171,7 +171,9 @@ def test_draws_from_the_prior():
     # A covariance's standard error is at most √(2/n) times the largest variance: 4 of them.
     bound = 4 * math.sqrt(2 / 20_000) * float(covariance.diagonal().max())
     assert (torch.cov(draws.mT) - covariance).abs().max() < bound
-    assert (draws.mean(0) - linear.bias.detach()).abs().max() < 4 * math.sqrt(float(covariance.max()) / 20_000)
+    assert (draws.mean(0) - linear.bias.detach()).abs().max() < 4 * math.sqrt(
+        float(covariance.max()) / 20_000
+    )
 
 
 def test_a_trained_prior_is_called_at_each_step():
@@ -214,7 +216,11 @@ def test_types_copies_and_states():
         ("continuous", torch.full((2, N), 1.5), "x: expected"),
         ("gaussian", torch.full((2, N), math.nan), "x: expected finite"),
         ("poisson", torch.full((2, N), -1.0), "x: expected"),
-        ("gaussian", torch.zeros(2, N + 1), r"x: expected a batch of data of shape \(6,\), as the decoder gives"),
+        (
+            "gaussian",
+            torch.zeros(2, N + 1),
+            r"x: expected a batch of data of shape \(6,\), as the decoder gives",
+        ),
         ("images", torch.zeros(2, N), r"x: expected a batch of data of shape \(1, 2, 3\)"),
     ],
 )
@@ -222,7 +228,9 @@ def test_data_that_do_not_fit_are_refused(name, bad, message):
     vae, _ = make(name)
     with pytest.raises(ValueError, match=message):
         vae(bad.double())
-    guide = rv.guides.HamiltonianGuide(vae, lambda x: (torch.zeros(len(x), D).double(), torch.ones(len(x), D).double()))
+    guide = rv.guides.HamiltonianGuide(
+        vae, lambda x: (torch.zeros(len(x), D).double(), torch.ones(len(x), D).double())
+    )
     with pytest.raises(ValueError, match=message):
         pyro.infer.Trace_ELBO().loss(vae, guide, bad.double())
 
@@ -230,13 +238,19 @@ def test_data_that_do_not_fit_are_refused(name, bad, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(latent_dim=0), "latent_dim: expected an integer of at least 1"),
-        (dict(likelihood="bernouli"), "likelihood: expected one of 'bernoulli'"),
-        (dict(prior=dist.Normal(0.0, 1.0)), r"prior: expected .*to_event\(1\)"),
-        (dict(prior=dist.Normal(torch.zeros(D), 1.0)), r"prior: expected .*to_event\(1\)"),
-        (dict(prior=dist.Normal(torch.zeros(3), 1.0).to_event(1)), r"prior: expected .*event shape \(2,\), got event shape \(3,\)"),
-        (dict(prior=dist.Normal(torch.zeros(D, requires_grad=True), 1.0).to_event(1)), "prior: expected a fixed distribution"),
-        (dict(prior=3.0), "prior: expected a distribution, or a callable"),
+        ({"latent_dim": 0}, "latent_dim: expected an integer of at least 1"),
+        ({"likelihood": "bernouli"}, "likelihood: expected one of 'bernoulli'"),
+        ({"prior": dist.Normal(0.0, 1.0)}, r"prior: expected .*to_event\(1\)"),
+        ({"prior": dist.Normal(torch.zeros(D), 1.0)}, r"prior: expected .*to_event\(1\)"),
+        (
+            {"prior": dist.Normal(torch.zeros(3), 1.0).to_event(1)},
+            r"prior: expected .*event shape \(2,\), got event shape \(3,\)",
+        ),
+        (
+            {"prior": dist.Normal(torch.zeros(D, requires_grad=True), 1.0).to_event(1)},
+            "prior: expected a fixed distribution",
+        ),
+        ({"prior": 3.0}, "prior: expected a distribution, or a callable"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options, message):

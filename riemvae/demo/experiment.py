@@ -22,8 +22,8 @@ from riemvae.zoo import Autoencoder
 IMAGE_SHAPE = (1, 8, 8)
 Tell = Callable[[str], None]
 
-# Training sets of the classifiers. The control takes no model: the real images, repeated as often, with independent
-# noise of the likelihood's scale.
+# Training sets of the classifiers. The control takes no model: the real images, repeated as often, with
+# independent noise of the likelihood's scale.
 TRAINING_SETS = ("real", "real + prior", "real + manifold", "prior", "manifold", "real + noise")
 
 
@@ -60,8 +60,8 @@ def along_geometry(
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """``num`` latent draws a class along the learned metric, their labels, and how they came about.
 
-    The start of a finite chain is the code of a training image, and gives the draw its label. Draws whose nearest
-    code has that label too are preferred among twice as many as are needed.
+    The start of a finite chain is the code of a training image, and gives the draw its label. Draws whose
+    nearest code has that label too are preferred among twice as many as are needed.
     """
     codes = autoencoder.encode(x)
     sampler = autoencoder.sampler(
@@ -112,8 +112,8 @@ def run_seed(settings: Settings, seed: int, tell: Tell) -> dict[str, Any]:
         tell: Is given a line after each stage.
 
     Returns:
-        Plain numbers and arrays: ``training``, ``likelihood``, ``sampling``, ``predicted`` and ``y_test``, and the
-        ``images`` and the RHVAE itself (``autoencoder``).
+        Plain numbers and arrays: ``training``, ``likelihood``, ``sampling``, ``predicted`` and ``y_test``;
+        the ``images`` to show, and the RHVAE itself (``autoencoder``).
     """
     torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]), quiet():
@@ -124,7 +124,7 @@ def run_seed(settings: Settings, seed: int, tell: Tell) -> dict[str, Any]:
             since = time.perf_counter()
             models[name] = train(name, digits.x_train, settings.latent_dim, settings.epochs, settings, seed)
             seconds = time.perf_counter() - since
-            training[name] = {"best_loss": models[name].fit_.best_loss, "seconds": seconds}
+            training[name] = {"seconds": seconds}
             tell(f"seed {seed}: {name.upper()} trained ({seconds:.0f} s)")
         held_out = digits.x_test[: settings.num_held_out]
         likelihood = {}
@@ -134,7 +134,7 @@ def run_seed(settings: Settings, seed: int, tell: Tell) -> dict[str, Any]:
                 key: getattr(estimate, key).double().numpy() for key in ("log_prob", "mcse", "khat")
             }
         tell(f"seed {seed}: likelihoods estimated")
-        sets, sampling = training_sets(models["rhvae"], digits, settings)
+        sets, sampling, images = training_sets(models["rhvae"], digits, settings)
         predicted = classify(sets, digits, settings, seed)
         tell(f"seed {seed}: classifiers trained")
     return {
@@ -144,27 +144,33 @@ def run_seed(settings: Settings, seed: int, tell: Tell) -> dict[str, Any]:
         "sampling": sampling,
         "predicted": predicted,
         "y_test": digits.y_test.numpy(),
-        "images": {name: by_digit(*sets[name], settings.per_class) for name in ("real", "manifold", "prior")},
+        "images": images,
         "autoencoder": models["rhvae"],
     }
 
 
 def training_sets(
     autoencoder: Autoencoder, digits: DigitsSplit, settings: Settings
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Any]]:
-    """Images and labels of every set on which classifiers are trained, and the report on the chains."""
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Any], dict[str, np.ndarray]]:
+    """Images and labels of every set to train classifiers on, the report on the chains, and images to show.
+
+    Classifiers are given draws with observation noise; shown are the means of the decoder.
+    """
     x, y, num = digits.x_train, digits.y_train, settings.num_synthetic
-    z, label, report = along_geometry(autoencoder, x, y, num, settings)
-    manifold = clipped(autoencoder, z), label
-    z, label = from_prior(autoencoder, x, y, num)
-    prior = clipped(autoencoder, z), label
+    z, labels, report = along_geometry(autoencoder, x, y, num, settings)
+    manifold = clipped(autoencoder, z), labels
+    means = {"real": by_digit(x, y, settings.per_class)}
+    means["manifold"] = by_digit(autoencoder.decode(z), labels, settings.per_class)
+    z, labels = from_prior(autoencoder, x, y, num)
+    prior = clipped(autoencoder, z), labels
+    means["prior"] = by_digit(autoencoder.decode(z), labels, settings.per_class)
     repeated = torch.cat([cycled(x[y == digit], num) for digit in range(NUM_DIGITS)])
     noisy = (repeated + settings.scale * torch.randn_like(repeated)).clamp(0.0, 1.0)
     noise = noisy, torch.arange(NUM_DIGITS).repeat_interleave(num)
     sets = {"real": (x, y), "prior": prior, "manifold": manifold}
     for name, (images, labels) in (("prior", prior), ("manifold", manifold), ("noise", noise)):
         sets[f"real + {name}"] = torch.cat([x, images]), torch.cat([y, labels])
-    return sets, report
+    return sets, report, means
 
 
 def classify(

@@ -35,15 +35,15 @@ def check_folder(folder: Path) -> None:
         kind = None
     if kind != KIND or {entry.name for entry in folder.iterdir()} - {REPORT, ARRAYS, FIGURE, MODEL}:
         raise ValueError(
-            f"--out: expected a new folder or an earlier demo report, got {folder}; pass another path, nothing "
-            "was written."
+            f"--out: expected a new folder or an earlier demo report, got {folder}; pass another path, "
+            "nothing was written."
         )
 
 
 def write_folder(
     folder: Path, report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], figure: Any
 ) -> None:
-    """Writes report, predictions, figure and the first seed's RHVAE; the folder appears whole or not at all."""
+    """Writes report, predictions, figure and the first seed's RHVAE; the folder appears whole or not."""
     check_folder(folder)
     target = Path(os.path.realpath(folder))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def write_folder(
     new.mkdir()
     try:
         write_json(new / REPORT, report)
-        np.savez_compressed(new / ARRAYS, **arrays(outcomes))
+        np.savez_compressed(new / ARRAYS, **arrays(outcomes))  # type: ignore[arg-type]
         figure.savefig(new / FIGURE, dpi=110)
         outcomes[0]["autoencoder"].save(new / MODEL)
         replaces = target.exists()
@@ -73,8 +73,8 @@ def write_folder(
 def arrays(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """What every number of the report can be computed from again.
 
-    ``y_test (seeds, n)``; ``predicted (training sets, classifiers, seeds, n)`` in the order of the report; for each
-    model ``log_prob_NAME``, ``mcse_NAME`` and ``khat_NAME``, ``(seeds, held-out images)``.
+    ``y_test (seeds, n)``; ``predicted (training sets, classifiers, seeds, n)`` in the report's order; for
+    each model ``log_prob_NAME``, ``mcse_NAME`` and ``khat_NAME``, ``(seeds, held-out images)``.
     """
     predicted = [
         [[o["predicted"][name][kind] for o in outcomes] for kind in CLASSIFIERS] for name in TRAINING_SETS

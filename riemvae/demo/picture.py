@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -38,7 +39,7 @@ class Plane(NamedTuple):
 
 @torch.no_grad()
 def look_at_plane(ae: Autoencoder, x: Tensor, y: Tensor, num: int, num_grid: int = 200) -> Plane:
-    """Evaluates the log volume element around the codes of ``x``, and draws ``num`` points by both samplers."""
+    """The log volume element around the codes of ``x``, and ``num`` points drawn by either sampler."""
     codes = ae.encode(x)
     manifold, prior = ae.sampler("manifold").sample(num), ae.sampler("prior").sample(num)
     reach = 1.15 * float(torch.cat([codes, manifold, prior]).abs().max())
@@ -60,55 +61,74 @@ def mosaic(images: np.ndarray, rows: int, gap: int = 1) -> np.ndarray:
     return picture
 
 
-def draw(real: np.ndarray, manifold: np.ndarray, prior: np.ndarray, plane: Plane, title: str) -> Figure:
+def draw(
+    images: Mapping[str, np.ndarray], plane: Plane, differences: Mapping[str, Mapping[str, Any]]
+) -> Figure:
     """The figure.
 
     Args:
-        real: Training images ``(10 r, H, W)``, digit by digit.
-        manifold: Synthetic images drawn along the geometry, likewise.
-        prior: Synthetic images drawn from the prior, likewise.
+        images: ``"real"``, ``"manifold"`` and ``"prior"``: images ``(10 r, H, W)``, digit by digit.
         plane: The latent plane.
-        title: Says what was trained on what.
+        differences: Those of the report, by comparison and classifier.
     """
-    figure = Figure(figsize=(11, 6.4), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.75])
-    panels = [
-        ("real: the training set", real),
-        ("synthetic, along the learned geometry", manifold),
-        ("synthetic, from the prior", prior),
-    ]
-    for ax, (name, images) in zip(top.subplots(1, 3), panels):
-        ax.imshow(mosaic(images, len(images) // 10), cmap="gray_r", vmin=0, vmax=1)
-        ax.set_title(name, fontsize=9)
+    figure = Figure(figsize=(11, 6.2), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[1, 1.55])[:, 0]
+    names = {
+        "real": "real: the whole training set",
+        "manifold": "synthetic, along the learned geometry",
+        "prior": "synthetic, from the prior",
+    }
+    for ax, (key, name) in zip(top.subplots(1, 3), names.items()):
+        ax.imshow(mosaic(images[key], len(images[key]) // 10), cmap="gray_r", vmin=0, vmax=1)
+        ax.set_title(name, fontsize=10)
         ax.axis("off")
-    left, right = bottom.subplots(1, 2, sharey=True)
-    reach = plane.axes[-1]
-    for ax, name, draws in (
-        (left, "2-D latent space: codes, and draws along the geometry", plane.manifold),
-        (right, "the same, and draws from the prior", plane.prior),
-    ):
-        image = ax.imshow(
-            plane.log_volume,
-            extent=(-reach, reach, -reach, reach),
-            origin="lower",
-            cmap="gray",
-            aspect="equal",
-        )
-        ax.scatter(*draws.T, s=7, c="#ffb000", linewidths=0, alpha=0.8, label="draws")
-        for digit in range(10):
-            ax.scatter(
-                *plane.codes[plane.labels == digit].T,
-                s=46,
-                color=COLOURS[digit],
-                edgecolors="white",
-                linewidths=0.8,
-                label=str(digit),
-            )
-        ax.set_title(name, fontsize=9)
-        ax.set_xlabel("$z_1$")
-    left.set_ylabel("$z_2$")
-    bar = bottom.colorbar(image, ax=[left, right], shrink=0.9, pad=0.01)
-    bar.set_label("log volume element ½ log det G", fontsize=9)
-    right.legend(loc="center left", bbox_to_anchor=(1.32, 0.5), fontsize=8, frameon=False)
+    axes = bottom.subplots(1, 3, width_ratios=[1, 1, 0.9])
+    seen = _show_plane(axes[0], plane, plane.manifold, "2-D latent space, draws along the geometry")
+    _show_plane(axes[1], plane, plane.prior, "the same, draws from the prior")
+    bar = bottom.colorbar(seen, ax=axes[1], shrink=0.85, pad=0.02)
+    bar.set_label("log volume element", fontsize=9)
+    _show_differences(axes[2], differences)
     return figure
+
+
+def _show_plane(ax: Any, plane: Plane, draws: np.ndarray, title: str) -> Any:
+    reach = plane.axes[-1]
+    image = ax.imshow(plane.log_volume, extent=(-reach, reach, -reach, reach), origin="lower", cmap="gray")
+    ax.scatter(*draws.T, s=6, c="#ffb000", linewidths=0)
+    for digit in range(10):
+        own = plane.codes[plane.labels == digit]
+        ax.scatter(*own.T, s=42, color=COLOURS[digit], edgecolors="white", linewidths=0.7)
+        for point in own:
+            ax.annotate(str(digit), point, ha="center", va="center_baseline", fontsize=5.5, color="white")
+    ax.set_title(title, fontsize=10)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return image
+
+
+def _show_differences(ax: Any, differences: Mapping[str, Mapping[str, Any]]) -> None:
+    rows = [
+        ("real + manifold against real", "along the geometry", "#d04000", "o"),
+        ("real + prior against real", "from the prior", "#3060c0", "s"),
+        ("real + noise against real", "control: noise, no model", "#909090", "D"),
+    ]
+    kinds = list(differences[rows[0][0]])
+    ax.axvline(0, color="black", linewidth=0.8)
+    for k, (key, label, colour, marker) in enumerate(rows):
+        cells = [differences[key][kind] for kind in kinds]
+        ax.errorbar(
+            [cell["mean"] for cell in cells],
+            np.arange(len(kinds)) + 0.22 * (k - 1),
+            xerr=np.nan_to_num(
+                [[cell["mean"] - cell["low"], cell["high"] - cell["mean"]] for cell in cells]
+            ).T,
+            fmt=marker,
+            color=colour,
+            markersize=5,
+            capsize=2,
+            label=label,
+        )
+    ax.set_yticks(range(len(kinds)), kinds)
+    ax.invert_yaxis()
+    ax.set_title("points of accuracy gained (95 %)", fontsize=10)
+    ax.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))

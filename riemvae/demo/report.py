@@ -43,7 +43,7 @@ def compile_report(
         "kind": KIND,
         "format_version": FORMAT_VERSION,
         "settings": asdict(settings),
-        "data": "scikit-learn's handwritten digits, 8x8 pixels in [0, 1]; held-out images are never trained on",
+        "data": "scikit-learn's handwritten digits, 8x8 pixels in [0, 1]; held-out ones are never trained on",
         "seconds": seconds,
         "likelihood": _likelihood(settings, outcomes),
         "sampling": {key: summary([o["sampling"][key] for o in outcomes]) for key in outcomes[0]["sampling"]},
@@ -120,7 +120,7 @@ def _differences(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-# -- what the numbers say ----------------------------------------------------------------------------------------
+# -- what the numbers say ------------------------------------------------------------------------------------
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:
@@ -131,7 +131,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
         "real + prior against real": "Synthetic digits from the prior, added to the real ones",
         "manifold against real": "Synthetic digits along the geometry in place of the real ones",
         "prior against real": "Synthetic digits from the prior in place of the real ones",
-        "real + manifold against real + prior": "Along the geometry rather than from the prior, added to the real",
+        "real + manifold against real + prior": "Along the geometry rather than from the prior",
         "real + noise against real": "Control without a model, real digits repeated with pixel noise",
         "real + manifold against real + noise": "Along the geometry rather than that control",
     }
@@ -139,9 +139,9 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     comparisons = sum(map(len, report["differences"].values()))
     seeds = len(report["settings"]["seeds"])
     lines.append(
-        f"Points of accuracy on held-out digits, mean and standard error over {seeds} paired draws of the training "
-        f"images. 'Better' and 'worse' are outside Student's 95 % interval, one comparison at a time: of {comparisons} "
-        f"without any effect, about {comparisons / 20:.0f} would be."
+        f"Points of accuracy on held-out digits, mean and standard error over {seeds} paired draws of the "
+        "training images. 'Better' and 'worse' leave zero outside Student's 95 % interval, one comparison at "
+        f"a time: of {comparisons} without any effect, about {comparisons / 20:.0f} would be."
     )
     return lines
 

@@ -21,7 +21,7 @@ from riemvae.demo.experiment import Tell, run_plane, run_seed
 from riemvae.demo.files import check_folder, write_folder
 from riemvae.demo.picture import draw
 from riemvae.demo.report import compile_report
-from riemvae.demo.settings import CLASSIFIERS, MODELS, Settings
+from riemvae.demo.settings import CLASSIFIERS, FIRST_SEED, MODELS, Settings
 
 STAGES = len(MODELS) + 2  # the lines that run_seed tells
 
@@ -31,7 +31,7 @@ _lines: Any = None
 def run(
     per_class: int = 5,
     seeds: int = 5,
-    seed: int = 0,
+    seed: int = FIRST_SEED,
     out: str | os.PathLike[str] | None = None,
     quick: bool = False,
     jobs: int = 2,
@@ -43,8 +43,8 @@ def run(
         per_class: Training images a class.
         seeds: Draws of the training images, each with models and classifiers of its own.
         seed: The first of these seeds; the others follow it.
-        out: Folder that keeps ``report.json``, ``arrays.npz``, ``figure.png`` and ``model/``. It may not exist, be
-            empty or hold an earlier demo, which is replaced.
+        out: Folder that keeps ``report.json``, ``arrays.npz``, ``figure.png`` and ``model/``. It may not
+            exist, be empty or hold an earlier demo, which is replaced.
         quick: A run of seconds that shows the form and not the numbers.
         jobs: Processes, each of one thread.
         console: Where to show it; None is the terminal.
@@ -66,7 +66,8 @@ def run(
     settings = make(per_class, tuple(range(seed, seed + seeds)))
     console = Console() if console is None else console
     console.print(
-        f"{10 * per_class} real digits to train on, {per_class} a class; {seeds} draws of them; {jobs} processes.",
+        f"{10 * per_class} real digits to train on, {per_class} a class; {seeds} draws of them; "
+        f"{jobs} processes.",
         highlight=False,
     )
     with progress_lines(console, STAGES * seeds + 1) as tell:
@@ -75,8 +76,7 @@ def run(
     show(report, console)
     if folder is not None:
         images = outcomes[0]["images"]
-        title = f"RHVAE trained on {10 * per_class} digits ({per_class} a class)"
-        figure = draw(images["real"], images["manifold"], images["prior"], plane, title)
+        figure = draw(images, plane, report["differences"])
         write_folder(folder, report, outcomes, figure)
         console.print(f"Report, predictions, figure and model: {folder}", highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - since:.0f} seconds.", highlight=False)
@@ -127,7 +127,7 @@ def _pass_on(lines: Any, tell: Tell) -> None:
             return
 
 
-# -- what is shown -----------------------------------------------------------------------------------------------
+# -- what is shown -------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -11,6 +11,9 @@ SAMPLERS = ("prior", "manifold")
 CLASSIFIERS = ("k-NN", "SVM", "random forest", "MLP")
 NUM_DIGITS = 10
 
+# The numbers below were chosen on seeds 0 to 3; the report shows seeds that had no part in that choice.
+FIRST_SEED = 100
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,11 +42,11 @@ class Settings:
     seeds: tuple[int, ...]
     latent_dim: int = 10
     hidden: tuple[int, ...] = (128,)
-    epochs: int = 1000
+    epochs: int = 800
     learning_rate: float = 2e-3
     scale: float = 0.15
     num_synthetic: int = 100
-    chain_steps: int = 20
+    chain_steps: int = 10
     step_size: float = 0.01
     num_leapfrog: int = 10
     num_held_out: int = 500

@@ -26,8 +26,8 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 def difference(new: Sequence[float], old: Sequence[float]) -> dict[str, Any]:
     """Paired differences ``new - old`` over seeds, with Student's 95 % interval and what it says.
 
-    The verdict is ``"better"`` or ``"worse"`` where the interval leaves zero out, ``"unclear"`` where it holds
-    zero, and ``"one seed"`` where there is no interval.
+    The verdict is ``"better"`` or ``"worse"`` where the interval leaves zero out, ``"unclear"`` where it
+    holds zero, and ``"one seed"`` where there is no interval.
 
     Example:
         >>> difference([2.0, 3.0, 4.1], [1.0, 2.0, 3.0])["verdict"]

@@ -2,6 +2,7 @@
 
 from riemvae.distributions import transforms
 from riemvae.distributions.hamiltonian import HamiltonianPosterior, PhaseSpace
+from riemvae.distributions.inverse_volume import InverseVolume
 from riemvae.distributions.momentum import MomentumNormal
 
-__all__ = ["HamiltonianPosterior", "MomentumNormal", "PhaseSpace", "transforms"]
+__all__ = ["HamiltonianPosterior", "InverseVolume", "MomentumNormal", "PhaseSpace", "transforms"]

@@ -54,7 +54,7 @@ def encoder(name: str, input_shape: int | Sequence[int], latent_dim: int, **opti
 
 
 def decoder(name: str, latent_dim: int, output_shape: int | Sequence[int], **options: Any) -> nn.Module:
-    """A decoder ``z -> `` likelihood parameters from its name; arguments as for `encoder`.
+    """A decoder ``z ->`` likelihood parameters from its name; arguments as for `encoder`.
 
     Example:
         >>> decoder("conv", 2, (1, 28, 28)).output_shape
@@ -65,7 +65,7 @@ def decoder(name: str, latent_dim: int, output_shape: int | Sequence[int], **opt
 
 
 def metric(name: str, input_shape: int | Sequence[int], latent_dim: int, **options: Any) -> nn.Module:
-    """A metric network ``x -> `` lower-triangular factors from its name; arguments as for `encoder`.
+    """A metric network ``x ->`` lower-triangular factors from its name; arguments as for `encoder`.
 
     Example:
         >>> metric("mlp", 64, 2, hidden=(100,)).hidden

@@ -132,7 +132,7 @@ class ConvEncoder(nn.Module):
 
 @recipe
 class ConvDecoder(nn.Module):
-    """Transposed-convolutional decoder ``z -> `` parameters ``(C, H, W)``, without an output nonlinearity.
+    """Transposed-convolutional decoder ``z ->`` parameters ``(C, H, W)``, without an output nonlinearity.
 
     Args:
         latent_dim: ``d``.

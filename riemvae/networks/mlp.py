@@ -81,7 +81,7 @@ class MLPEncoder(nn.Module):
 
 @recipe
 class MLPDecoder(nn.Module):
-    """Fully connected decoder ``z -> `` the likelihood's parameters, without an output nonlinearity.
+    """Fully connected decoder ``z ->`` the likelihood's parameters, without an output nonlinearity.
 
     (The thesis prints a sigmoid as the last layer; here the likelihood applies it, because logits keep
     precision.)

@@ -71,9 +71,8 @@ class RegularizationChoice(NamedTuple):
 class ManifoldSampler:
     r"""Draws latent points from ``√det G⁻¹`` on a ball (eq. 1.8) with Hamiltonian Monte Carlo.
 
-    There are two modes, because in high dimensions the density puts most of its mass far from data:
-        ``λ^{d/2}`` is
-    small, but it fills a large ball.
+    There are two modes, because in high dimensions the density puts most of its mass far from data: its value
+    there, ``λ^{d/2}``, is small, but it fills a large ball.
 
     - ``"chains"``, the default, is what the thesis does: every draw is the end of a finite chain started from
       a random centroid (100 to 300 transitions of 10 to 15 leapfrog steps of 0.01 to 0.05). The chains do not

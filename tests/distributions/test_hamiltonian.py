@@ -1,4 +1,4 @@
-"""The extended posterior as a distribution: densities of its draws, shapes, and use in Pyro without our guides."""
+"""The extended posterior as a distribution: densities of its draws, shapes, and use without our guides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def wavy(z):
 def make_posterior(name, tempering=0.5, batch=(3,), **options):
     position = dist.Normal(torch.zeros(*batch, 2).double(), 0.8).to_event(1)
     metric = None if name == "leapfrog" else METRICS[name](2)
-    o = dict(step_size=0.05, num_steps=3, tempering=tempering, tolerance=1e-11) | options
+    o = {"step_size": 0.05, "num_steps": 3, "tempering": tempering, "tolerance": 1e-11} | options
     return HamiltonianPosterior(position, wavy, metric, **o)
 
 
@@ -49,8 +49,13 @@ def test_the_density_integrates_to_one():
     """On a grid over ``(z, v)`` at d = 1, metric and tempering on."""
     position = dist.Normal(torch.zeros(1).double(), 0.8).to_event(1)
     q = HamiltonianPosterior(
-        position, lambda z: 0.5 * z.square().sum(-1), METRICS["user"](1), step_size=0.1, num_steps=3,
-        tempering=0.5, tolerance=1e-11,
+        position,
+        lambda z: 0.5 * z.square().sum(-1),
+        METRICS["user"](1),
+        step_size=0.1,
+        num_steps=3,
+        tempering=0.5,
+        tolerance=1e-11,
     )
     axis = torch.linspace(-9, 9, 181).double()
     grid = torch.cartesian_prod(axis, axis)
@@ -97,13 +102,18 @@ def test_in_a_model_and_guide_of_ones_own():
 
     def model():
         s = pyro.sample("s", PhaseSpace(dist.Normal(torch.zeros(2).double(), 1.0).to_event(1)))
-        pyro.sample("x", dist.Normal(s[..., :2] @ case.weight.mT + case.bias, case.scale).to_event(1), obs=x[0])
+        pyro.sample(
+            "x", dist.Normal(s[..., :2] @ case.weight.mT + case.bias, case.scale).to_event(1), obs=x[0]
+        )
 
     def guide():
         loc = pyro.param("loc", torch.zeros(2).double())
         scale = pyro.param("scale", torch.ones(2).double(), constraint=dist.constraints.positive)
         position = dist.Normal(loc, scale).to_event(1)
-        pyro.sample("s", HamiltonianPosterior(position, case.potential(x[0]), step_size=0.1, num_steps=2, tempering=0.9))
+        pyro.sample(
+            "s",
+            HamiltonianPosterior(position, case.potential(x[0]), step_size=0.1, num_steps=2, tempering=0.9),
+        )
 
     def elbo(n):
         return Trace_ELBO(num_particles=n, vectorize_particles=True, max_plate_nesting=0)

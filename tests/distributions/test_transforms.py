@@ -19,7 +19,7 @@ def wavy(z):
 
 
 def make_flow(name, d=2, potential=wavy, **options):
-    o = dict(step_size=0.05, num_steps=3, tempering=0.5) | options
+    o = {"step_size": 0.05, "num_steps": 3, "tempering": 0.5} | options
     if name == "leapfrog":
         return Leapfrog(potential, **o)
     return RiemannianLeapfrog(potential, METRICS[name](d), tolerance=1e-12, **o)
@@ -99,7 +99,9 @@ def test_importance_sampling_with_a_plain_transformed_distribution(name, d, temp
     position = dist.Normal(loc[0], scale[0]).to_event(1)
     base = PhaseSpace(position, metric)
     if name == "leapfrog":
-        base = dist.Normal(torch.cat([loc[0], 0 * loc[0]]), torch.cat([scale[0], 0 * scale[0] + 1])).to_event(1)
+        base = dist.Normal(torch.cat([loc[0], 0 * loc[0]]), torch.cat([scale[0], 0 * scale[0] + 1])).to_event(
+            1
+        )
     q = torch.distributions.TransformedDistribution(base, [flow])
     with torch.no_grad():
         draws = q.sample((10_000,))
@@ -113,9 +115,9 @@ def test_importance_sampling_with_a_plain_transformed_distribution(name, d, temp
 
 def test_bad_arguments_are_named():
     for options, message in (
-        (dict(step_size=-1.0), "step_size"),
-        (dict(num_steps=-1), "num_steps"),
-        (dict(tempering=0.0), "tempering"),
+        ({"step_size": -1.0}, "step_size"),
+        ({"num_steps": -1}, "num_steps"),
+        ({"tempering": 0.0}, "tempering"),
     ):
         with pytest.raises(ValueError, match=f"{message}: expected"):
             make_flow("leapfrog", **options)

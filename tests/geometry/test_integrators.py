@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import oracles
@@ -10,7 +11,13 @@ import torch
 from oracles import CURVATURES, METRICS, HalfPlane, curved_metric
 
 from riemvae.distributions.transforms import RiemannianLeapfrog
-from riemvae.geometry import ConstantMetric, EuclideanMetric, generalized_leapfrog, inverse_temperatures, leapfrog
+from riemvae.geometry import (
+    ConstantMetric,
+    EuclideanMetric,
+    generalized_leapfrog,
+    inverse_temperatures,
+    leapfrog,
+)
 
 
 def quadratic(z):
@@ -72,7 +79,7 @@ def test_curved_motions_conserve_energy_to_second_order(name):
             end = generalized_leapfrog(wavy, metric, z, v, 1.0 / steps, steps, tolerance=1e-13)
             assert end[2].converged.all()
             drifts.append((energy(end[0], end[1]) - energy(z, v)).abs())
-    for a, b in zip(drifts, drifts[1:]):
+    for a, b in itertools.pairwise(drifts):
         torch.testing.assert_close(a / b, torch.full_like(a, 4.0), rtol=0.1, atol=0.0)
 
 
@@ -81,7 +88,9 @@ def test_a_geodesic_of_the_half_plane():
     metric, t = HalfPlane(), 0.8
     z, v = torch.tensor([0.0, 1.0]).double(), torch.tensor([0.0, 1.0]).double()  # momentum 1 = unit speed
     with torch.no_grad():
-        end = generalized_leapfrog(lambda z: -metric.log_volume(z), metric, z, v, t / 400, 400, tolerance=1e-13)[0]
+        end = generalized_leapfrog(
+            lambda z: -metric.log_volume(z), metric, z, v, t / 400, 400, tolerance=1e-13
+        )[0]
     torch.testing.assert_close(end, torch.tensor([0.0, math.exp(t)]).double(), rtol=1e-5, atol=1e-9)
 
 
@@ -137,7 +146,7 @@ def test_converged_steps_are_reversible_and_preserve_volume(scale, tempering):
 
 
 def fixed_point_errors(scale, **options):
-    """Worst ``|log|det J||``, error of the reversal and reported residual of 12 points, as the docs show them."""
+    """Worst ``|log|det J||``, reversal error and reported residual of 12 points, as the docs show them."""
     metric = curved_metric(scale)
     flow = RiemannianLeapfrog(quadratic, metric, step_size=1e-2, num_steps=3, tempering=0.3, **options)
     x = torch.cat(phase_points(metric), -1)
@@ -232,13 +241,18 @@ def test_potential_gradients_are_shared_between_steps():
             return z
 
     z, v = phase_points(METRICS["centroid"](2))
-    for integrate in (leapfrog, lambda u, z, v, e, k: generalized_leapfrog(u, METRICS["centroid"](2), z, v, e, k)):
+    for integrate in (
+        leapfrog,
+        lambda u, z, v, e, k: generalized_leapfrog(u, METRICS["centroid"](2), z, v, e, k),
+    ):
         calls.clear()
         integrate(Counted(), z, v, 0.01, 3)
         assert calls == ["gradient"] * 3 + ["value"]
 
 
-@pytest.mark.parametrize("integrate", [leapfrog, lambda *a, **o: generalized_leapfrog(a[0], METRICS["user"](2), *a[1:], **o)])
+@pytest.mark.parametrize(
+    "integrate", [leapfrog, lambda *a, **o: generalized_leapfrog(a[0], METRICS["user"](2), *a[1:], **o)]
+)
 def test_no_step_is_the_identity_whatever_the_tempering(integrate):
     z, v = phase_points(METRICS["user"](2))
     end = integrate(quadratic, z, v, 0.1, 0, tempering=0.3)
@@ -263,7 +277,9 @@ def test_a_step_size_a_coordinate():
     z, v = phase_points(EuclideanMetric(2))
     both = leapfrog(quadratic, z, v, torch.tensor([0.1, 0.02]).double(), 3)[0]
     for j, step in enumerate((0.1, 0.02)):
-        torch.testing.assert_close(both[:, j], leapfrog(quadratic, z[:, j : j + 1], v[:, j : j + 1], step, 3)[0][:, 0])
+        torch.testing.assert_close(
+            both[:, j], leapfrog(quadratic, z[:, j : j + 1], v[:, j : j + 1], step, 3)[0][:, 0]
+        )
 
 
 def test_schedule_of_temperatures():
@@ -279,23 +295,27 @@ def test_schedule_of_temperatures():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(v=torch.zeros(3)), "v: expected a momentum of the shape of z"),
-        (dict(step_size=0.0), "step_size: expected a finite positive"),
-        (dict(step_size=math.nan), "step_size: expected a finite positive"),
-        (dict(num_steps=-1), "num_steps: expected an integer of at least 0"),
-        (dict(num_steps=1.5), "num_steps: expected an integer"),
-        (dict(tempering=-0.3), "tempering: expected a finite positive"),
+        ({"v": torch.zeros(3)}, "v: expected a momentum of the shape of z"),
+        ({"step_size": 0.0}, "step_size: expected a finite positive"),
+        ({"step_size": math.nan}, "step_size: expected a finite positive"),
+        ({"num_steps": -1}, "num_steps: expected an integer of at least 0"),
+        ({"num_steps": 1.5}, "num_steps: expected an integer"),
+        ({"tempering": -0.3}, "tempering: expected a finite positive"),
     ],
 )
 def test_integrators_refuse(change, message):
-    arguments = dict(z=torch.zeros(2), v=torch.zeros(2), step_size=0.1, num_steps=1) | change
+    arguments = {"z": torch.zeros(2), "v": torch.zeros(2), "step_size": 0.1, "num_steps": 1} | change
     with pytest.raises(ValueError, match=message):
         leapfrog(quadratic, **arguments)
     with pytest.raises(ValueError, match=message):
         generalized_leapfrog(quadratic, ConstantMetric(torch.eye(2)), **arguments)
 
 
-@pytest.mark.parametrize(("name", "value"), [("fixed_point_steps", 0), ("tolerance", 0.0), ("tolerance", -1.0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("fixed_point_steps", 0), ("tolerance", 0.0), ("tolerance", -1.0)]
+)
 def test_fixed_points_refuse(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected"):
-        generalized_leapfrog(quadratic, EuclideanMetric(2), torch.zeros(2), torch.zeros(2), 0.1, 1, **{name: value})
+        generalized_leapfrog(
+            quadratic, EuclideanMetric(2), torch.zeros(2), torch.zeros(2), 0.1, 1, **{name: value}
+        )

@@ -66,15 +66,22 @@ def test_other_mistakes_would_be_seen():
         draw = case.encoder(case.x)
         z_0 = draw[0] + draw[1] * grid[:, :1]
         noise = guide.metric.at(z_0).inverse[..., 0].sqrt() * grid[:, 1:]  # becomes γ = grid[:, 1:]
-        wrong, _, _ = traced_weights(case.vae(), guide, case.x.expand(len(grid), -1), {"z_0": grid[:, :1], "z_momentum": noise})
+        wrong, _, _ = traced_weights(
+            case.vae(), guide, case.x.expand(len(grid), -1), {"z_0": grid[:, :1], "z_momentum": noise}
+        )
     assert abs(float((weight * wrong.exp()).sum()) / exact - 1.0) > 1e-2
 
 
 def test_an_explicit_position_step_would_be_seen():
-    """With one iteration the position step is explicit: it preserves no volume, and the mean weight is off."""
+    """With one iteration the position step is explicit: volume is not kept, and the mean weight is off."""
     case = Nonlinear(1)
     guide = rv.guides.RiemannianHamiltonianGuide(
-        case.vae(), case.encoder, oracles.centroid_metric(1), tempering=0.6, step_size=0.1, fixed_point_steps=1
+        case.vae(),
+        case.encoder,
+        oracles.centroid_metric(1),
+        tempering=0.6,
+        step_size=0.1,
+        fixed_point_steps=1,
     )
     grid, weight = gauss_hermite(48, 2)
     noise = {"z_0": grid[:, :1], "z_momentum": grid[:, 1:]}
@@ -100,7 +107,7 @@ def test_the_posterior_distribution_alone_gives_the_evidence(metric, tempering):
         likelihood = dist.Normal(case.decoder(z), case.scale, validate_args=False)
         return -prior - likelihood.log_prob(case.x).sum(-1)
 
-    options = dict(step_size=0.05, num_steps=3, tempering=tempering, tolerance=1e-11)
+    options = {"step_size": 0.05, "num_steps": 3, "tempering": tempering, "tolerance": 1e-11}
     position = dist.Normal(loc[0], scale[0]).to_event(1)
     q = HamiltonianPosterior(position, potential, geometry, **options)
     grid, weight = gauss_hermite(48, 2)

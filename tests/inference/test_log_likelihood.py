@@ -22,7 +22,7 @@ from riemvae.inference import likelihood as module
 @pytest.mark.parametrize("d", [1, 2, 8])
 @pytest.mark.parametrize("name", GUIDES)
 def test_the_estimate_is_the_exact_value_within_four_standard_errors(name, d, tempering):
-    """The encoder is near the posterior and wider, the steps short: light tails, or no error could be trusted."""
+    """The encoder is near the posterior and wider, the steps short: light tails, with errors to trust."""
     case = LinearGaussian(d)
     model, x = case.vae(), case.data(2)
     guide = make_guide(name, model, case.encoder, d, tempering, step_size=0.05)
@@ -45,7 +45,7 @@ def test_a_users_function_gives_the_same():
 
 
 def test_errors_cover():
-    """95 % intervals of 300 repetitions in one call: between 90 and 98 % (binomial: 91.2 to 98.8 at three sigma)."""
+    """95 % intervals of 300 repetitions in one call: 90 to 98 % (binomial, 3 sigma: 91.2 to 98.8)."""
     case = LinearGaussian(2)
     x = case.data(1).expand(300, -1).contiguous()
     model = case.vae()
@@ -203,7 +203,10 @@ def test_bad_data_and_numbers_are_refused():
         else:
             with pytest.raises(ValueError, match=message):
                 rv.log_likelihood(model, guide, data, 5)
-    for options, message in ((dict(num_samples=0), "num_samples"), (dict(num_samples=5, chunk_size=0), "chunk_size")):
+    for options, message in (
+        ({"num_samples": 0}, "num_samples"),
+        ({"num_samples": 5, "chunk_size": 0}, "chunk_size"),
+    ):
         with pytest.raises(ValueError, match=f"{message}: expected"):
             rv.log_likelihood(model, guide, x, **options)
 
@@ -214,7 +217,9 @@ def test_a_relaxed_score_is_no_likelihood():
     grey = torch.rand(4, 3)
     assert math.isfinite(rv.ELBO().loss(model, guide, grey))
     for estimate in (rv.log_likelihood, rv.log_weights):
-        with pytest.raises(ValueError, match="model: expected a density for the data, got a relaxed score at 'x'"):
+        with pytest.raises(
+            ValueError, match="model: expected a density for the data, got a relaxed score at 'x'"
+        ):
             estimate(model, guide, grey, 5)
     strict = rv.VAE(nn.Linear(2, 3), 2, likelihood="bernoulli")
     strict_guide = rv.guides.GaussianGuide(strict, guide.encoder)

@@ -26,7 +26,9 @@ WEIGHTS = {
     "pareto 1.5": lambda s, g: -1.5 * torch.rand(s, 6, generator=g).log(),
     "bounded": lambda s, g: torch.rand(s, 6, generator=g).log(),
     "far below zero": lambda s, g: torch.randn(s, 6, generator=g) - 1e4,
-    "some lost": lambda s, g: torch.randn(s, 6, generator=g).masked_fill(torch.rand(s, 6, generator=g) < 0.3, -math.inf),
+    "some lost": lambda s, g: torch.randn(s, 6, generator=g).masked_fill(
+        torch.rand(s, 6, generator=g) < 0.3, -math.inf
+    ),
 }
 
 
@@ -46,7 +48,9 @@ def test_the_shape_of_a_pareto_distribution(shape):
     generator = torch.Generator().manual_seed(0)
     log_weights = -shape * torch.rand(20_000, 50, generator=generator).double().log()
     # The standard error of k̂ from M = 425 tail weights is about (1 + k)/√M; of the mean of 50, a seventh.
-    assert float(khat(log_weights).mean()) == pytest.approx(shape, abs=4 * (1 + shape) / math.sqrt(425 * 50) + 0.02)
+    assert float(khat(log_weights).mean()) == pytest.approx(
+        shape, abs=4 * (1 + shape) / math.sqrt(425 * 50) + 0.02
+    )
 
 
 def test_no_tail_no_shape():
@@ -73,7 +77,9 @@ def test_ties_with_the_cutoff_are_not_in_the_tail():
     shape = khat(log_weights)
     assert torch.isfinite(shape).all()
     if hasattr(arviz, "psislw"):
-        assert float(shape) == pytest.approx(float(arviz.psislw(log_weights[:, 0].numpy().copy())[1]), rel=1e-6)
+        assert float(shape) == pytest.approx(
+            float(arviz.psislw(log_weights[:, 0].numpy().copy())[1]), rel=1e-6
+        )
 
 
 def test_type_and_order():

@@ -130,7 +130,9 @@ def test_models_that_do_not_fit_are_refused():
     def loose(x):
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(torch.zeros(3, 1, 1).double(), 1.0).expand([3, 1, len(x)]), obs=x[:, 0])
+            pyro.sample(
+                "x", dist.Normal(torch.zeros(3, 1, 1).double(), 1.0).expand([3, 1, len(x)]), obs=x[:, 0]
+            )
 
     with pyro.validation_enabled(False):
         with pytest.raises(ValueError, match=r"log probabilities over at most 2 plates.*to_event"):

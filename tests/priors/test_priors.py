@@ -28,7 +28,9 @@ LAWS = {
 def test_standard_normal():
     prior = StandardNormal(3)
     z = torch.randn(4, 3)
-    torch.testing.assert_close(prior().log_prob(z), dist.MultivariateNormal(torch.zeros(3), torch.eye(3)).log_prob(z))
+    torch.testing.assert_close(
+        prior().log_prob(z), dist.MultivariateNormal(torch.zeros(3), torch.eye(3)).log_prob(z)
+    )
     assert prior.double()().sample().dtype == torch.float64
     assert list(prior.state_dict()) == [] and recipe_arguments(prior) == {"latent_dim": 3}
     with pytest.raises(ValueError, match="latent_dim: expected"):
@@ -62,9 +64,17 @@ def test_a_distribution_that_takes_any_value(name):
 
 
 def test_bad_priors_are_refused():
-    for law in (dist.Normal(0.0, 1.0), dist.Normal(torch.zeros(2), 1.0), dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)):
-        with pytest.raises(ValueError, match=r"prior: expected .* batch shape \(\) and event shape \(d,\).*to_event"):
+    for law in (
+        dist.Normal(0.0, 1.0),
+        dist.Normal(torch.zeros(2), 1.0),
+        dist.Normal(torch.zeros(3, 2), 1.0).to_event(1),
+    ):
+        with pytest.raises(
+            ValueError, match=r"prior: expected .* batch shape \(\) and event shape \(d,\).*to_event"
+        ):
             FixedPrior(law)
     trainable = dist.Normal(nn.Parameter(torch.zeros(2)), 1.0).to_event(1)
-    with pytest.raises(ValueError, match="trainable tensors, which would break at the second step; pass a module"):
+    with pytest.raises(
+        ValueError, match="trainable tensors, which would break at the second step; pass a module"
+    ):
         FixedPrior(trainable)
