@@ -16,7 +16,7 @@ SHORT = 5  # epochs of the run that is taken off to leave the epochs alone
 
 
 def run(quick: bool) -> Result:
-    epochs, rounds = (50, 3) if quick else (500, 9)
+    epochs, rounds = (50, 3) if quick else (500, 7)
     x = (torch.rand(COUNT, *SHAPE, generator=torch.Generator().manual_seed(0)) < 0.3).float()
     with_fit(x, 3)  # imports Lightning
     whole: list[float] = []

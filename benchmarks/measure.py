@@ -52,7 +52,9 @@ class Timing:
 
     @classmethod
     def of(cls, rounds: list[float]) -> Timing:
-        low, median, high = statistics.quantiles(rounds, n=4, method="inclusive") if len(rounds) > 1 else rounds * 3
+        low, median, high = (
+            statistics.quantiles(rounds, n=4, method="inclusive") if len(rounds) > 1 else rounds * 3
+        )
         return cls(median, low, high, rounds)
 
 

@@ -53,7 +53,9 @@ def our_pair(kind: str, latent_dim: int = 10, num_steps: int = 3) -> tuple[rv.VA
     return model, rv.guides.RiemannianHamiltonianGuide(model, encoder, metric, **options)
 
 
-def our_step(model: rv.VAE, guide: Any, batches: Callable[[], Tensor], learning_rate: float = 1e-3) -> Callable[[], float]:
+def our_step(
+    model: rv.VAE, guide: Any, batches: Callable[[], Tensor], learning_rate: float = 1e-3
+) -> Callable[[], float]:
     """A training step as anyone writes it: loss, backward, Adam."""
     objective = rv.ELBO()
     optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=learning_rate)
@@ -99,7 +101,9 @@ class PeerDecoder(BaseDecoder):
         return ModelOutput(reconstruction=out.reshape(len(z), *SHAPE))
 
 
-def peer_model(kind: str, latent_dim: int = 10, num_steps: int = 3, like: tuple[rv.VAE, Any] | None = None) -> Any:
+def peer_model(
+    kind: str, latent_dim: int = 10, num_steps: int = 3, like: tuple[rv.VAE, Any] | None = None
+) -> Any:
     """The peer's model of that kind, with the weights of the pair ``like`` where one is given.
 
     The metric network is the peer's own: its default has 400 hidden units already. With its own initial
@@ -117,8 +121,12 @@ def peer_model(kind: str, latent_dim: int = 10, num_steps: int = 3, like: tuple[
             model = HVAE(config, **networks)
         else:
             config = RHVAEConfig(
-                n_lf=num_steps, eps_lf=STEP_SIZE, beta_zero=TEMPERING, temperature=TEMPERATURE,
-                regularization=REGULARIZATION, **common,
+                n_lf=num_steps,
+                eps_lf=STEP_SIZE,
+                beta_zero=TEMPERING,
+                temperature=TEMPERATURE,
+                regularization=REGULARIZATION,
+                **common,
             )
             model = RHVAE(config, metric=Metric_MLP(config), **networks)
     if like is not None:

@@ -53,7 +53,9 @@ def main() -> None:
         console.print(f"running {name} ...", style="dim")
         result = benchmarks[name]()
         show(name, result)
-        missed += [f"{name}: {row.name} {row.value}, target {row.target}" for row in result.rows if row.met is False]
+        missed += [
+            f"{name}: {row.name} {row.value}, target {row.target}" for row in result.rows if row.met is False
+        ]
         if out is not None:
             write(out, name, result, arguments.quick)
             if name == "scaling":
@@ -67,9 +69,15 @@ def _arguments() -> argparse.Namespace:
     names = ["training_step", "manifold_hmc", "likelihood", "memory", "fit_overhead", "mnist", "scaling"]
     parser = argparse.ArgumentParser(description="Measures riemvae against pythae.")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--quick", action="store_true", help="few repeats; keeps nothing unless --out is given")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine that is not idle")
-    parser.add_argument("--mnist", help="an .npz with x_train uint8 (default: the environment's RIEMVAE_MNIST)")
+    parser.add_argument(
+        "--quick", action="store_true", help="few repeats; keeps nothing unless --out is given"
+    )
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine that is not idle"
+    )
+    parser.add_argument(
+        "--mnist", help="an .npz with x_train uint8 (default: the environment's RIEMVAE_MNIST)"
+    )
     parser.add_argument("--out", type=Path, help="folder for the results (default: benchmarks/results)")
     return parser.parse_args()
 

@@ -21,7 +21,7 @@ PEER_LIMIT = 300 * 2**20
 
 
 def run(quick: bool) -> Result:
-    rounds = 3 if quick else 9
+    rounds = 3 if quick else 5
     rows: list[Row] = []
     for key, (label, settings) in VARIED.items():
         for setting in settings:
@@ -31,7 +31,9 @@ def run(quick: bool) -> Result:
             values = {"varied": key, "setting": setting, "what": what, "ours, ms": ours.median * 1e3}
             if peer is not None:
                 values["peer, ms"] = peer.median * 1e3
-            rows.append(Row(f"{what}, {label} = {setting}", values, f"{ratio(peer, ours):.1f}x" if peer else ""))
+            rows.append(
+                Row(f"{what}, {label} = {setting}", values, f"{ratio(peer, ours):.1f}x" if peer else "")
+            )
     method = (
         "Training steps (loss, backward, Adam) and log-likelihoods with 100 samples a datum; the figure is the ratio to the "
         "peer. The peer is left out where one of its [batch, N, d, d] tensors would pass 300 MiB."
@@ -74,7 +76,9 @@ def draw(result: Result, path: Path) -> None:
         rows = [row.values for row in result.rows if row.values["varied"] == key]
         for side, colour, marker in (("ours", "tab:blue", "o"), ("peer", "tab:orange", "s")):
             points = [(r["setting"], r[f"{side}, ms"]) for r in rows if f"{side}, ms" in r]
-            ax.plot(*zip(*points), marker=marker, color=colour, label="riemvae" if side == "ours" else "pythae")
+            ax.plot(
+                *zip(*points), marker=marker, color=colour, label="riemvae" if side == "ours" else "pythae"
+            )
         ax.set_xscale("log")
         ax.set_yscale("log")
         ticks = [r["setting"] for r in rows]

@@ -31,7 +31,11 @@ def run(quick: bool) -> Result:
                 raise RuntimeError(f"{name}: the loss is not finite, so the comparison means nothing")
         for kind in KINDS:
             target = TARGETS.get((kind, batch_size))
-            rows.append(compared(f"{kind}, batch {batch_size}", timings[f"our {kind}"], timings[f"peer {kind}"], target))
+            rows.append(
+                compared(
+                    f"{kind}, batch {batch_size}", timings[f"our {kind}"], timings[f"peer {kind}"], target
+                )
+            )
         if batch_size == 100:
             times = ratio(timings["our rhvae"], timings["our vae"])
             values = {"ours, ms": timings["our rhvae"].median * 1e3}

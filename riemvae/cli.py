@@ -57,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     top = argparse.ArgumentParser(
@@ -70,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, summary: str, description: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            name, help=summary, description=description, parents=[common], formatter_class=formatter
+            name, help=summary, description=description, parents=[common], formatter_class=_Help
         )
         sub.set_defaults(run=run)
         return sub
@@ -169,6 +168,13 @@ def _add_file_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--label", help="labels to leave out: an array of a .npz, or a column of a .csv")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of an option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
@@ -178,7 +184,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         from importlib.metadata import version
 
-        parser.exit(message=f"riemvae {version('riemvae')}\n")
+        print(f"riemvae {version('riemvae')}")
+        parser.exit()
 
 
 def _count(text: str) -> int:
@@ -271,6 +278,8 @@ def _sample(arguments: argparse.Namespace) -> None:
     if arguments.figure is not None:
         _check_suffix(arguments.figure, (".png", ".pdf", ".svg"))
     autoencoder = _load(arguments.model)
+    if arguments.figure is not None:
+        _check_images(autoencoder.input_shape)
     name = arguments.sampler or autoencoder.default_sampler
     options = {"num_steps": arguments.num_steps, "step_size": arguments.step_size}
     options = {key: value for key, value in options.items() if value is not None}
@@ -377,20 +386,20 @@ def _check_suffix(path: Path, suffixes: Sequence[str]) -> None:
         raise ValueError(f"{path}: there is no folder {path.absolute().parent}; make it first.")
 
 
+def _check_images(shape: Sequence[int]) -> None:
+    if len(shape) != 2 and not (len(shape) == 3 and shape[0] in (1, 3)):
+        raise ValueError(
+            f"--figure: expected images of shape (H, W) or (1 or 3, H, W), got data of shape {tuple(shape)}."
+        )
+
+
 def _draw_grid(path: Path, images: np.ndarray) -> None:
     """The first images, at most 100, side by side."""
-    flat = images.reshape(len(images), -1)
-    shape = images.shape[1:]
-    if len(shape) == 3 and shape[0] in (1, 3):
-        shape = (shape[1], shape[2], shape[0])
-        images = images.transpose(0, 2, 3, 1)
-    elif len(shape) != 2:
-        raise ValueError(
-            f"--figure: expected images of shape (H, W) or (1 or 3, H, W), got data of shape {shape}."
-        )
     from matplotlib.figure import Figure
 
-    low, high = float(flat.min()), float(flat.max())
+    if images.ndim == 4:
+        images = images.transpose(0, 2, 3, 1)
+    low, high = float(images.min()), float(images.max())
     images = (images[:100] - low) / (high - low or 1.0)
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)

@@ -141,10 +141,17 @@ def test_the_fast_potential_steps_aside_for_another_model():
 def test_a_position_that_is_no_number_stands_alone(prior):
     """Validation of the user's own distributions must not raise for the whole batch."""
     vae, x = make("gaussian", prior)
+
+    def model(x):  # with a stored distribution, which validates what it is asked
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", law)
+            pyro.sample("x", dist.Normal(vae.decoder(z), 1.0).to_event(1), obs=x)
+
+    law = dist.Normal(torch.zeros(D).double(), 1.0).to_event(1)
     z = torch.zeros(5, D, dtype=torch.float64)
     z[1, 0] = math.nan
-    traced = LogJoint(vae, examine(vae, "z", (x,), {}), (x,), {})
-    for potential in (vae.latent_potential("z", (x,), {}), traced):
+    functions = [LogJoint(m, examine(m, "z", (x,), {}), (x,), {}) for m in (vae, model)]
+    for potential in (vae.latent_potential("z", (x,), {}), *functions):
         value, slope = value_and_gradient(potential, z)
         assert value.isnan().tolist() == [False, True, False, False, False]
         assert slope.isnan().any(-1).tolist() == [False, True, False, False, False]

@@ -74,7 +74,7 @@ def arrays(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """What every number of the report can be computed from again.
 
     ``y_test (seeds, n)``; ``predicted (training sets, classifiers, seeds, n)`` in the report's order; for
-    each model ``log_prob_NAME``, ``mcse_NAME`` and ``khat_NAME``, ``(seeds, held-out images)``.
+    each model ``log_prob_NAME``, ``mcse_NAME``, ``khat_NAME``, ``own_guide_NAME``, ``(seeds, images)``.
     """
     predicted = [
         [[o["predicted"][name][kind] for o in outcomes] for kind in CLASSIFIERS] for name in TRAINING_SETS
@@ -86,7 +86,7 @@ def arrays(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         "classifiers": np.array(CLASSIFIERS),
     }
     for name in MODELS:
-        for key in ("log_prob", "mcse", "khat"):
+        for key in ("log_prob", "mcse", "khat", "own_guide"):
             result[f"{key}_{name}"] = np.stack([o["likelihood"][name][key] for o in outcomes])
     return result
 

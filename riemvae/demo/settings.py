@@ -33,6 +33,8 @@ class Settings:
         num_leapfrog: Their leapfrog steps a transition.
         num_held_out: Held-out images on which the likelihood is estimated.
         num_samples: Importance samples of each estimate.
+        refit_epochs: Of the guide that is fitted to the held-out images, the model being fixed.
+        refit_particles: Of the bound by which it is.
         num_trees: Of the random forest.
         plane_epochs: Of the model with two latent dimensions that the figure shows.
         plane_draws: Latent draws that the figure shows.
@@ -50,7 +52,9 @@ class Settings:
     step_size: float = 0.01
     num_leapfrog: int = 10
     num_held_out: int = 500
-    num_samples: int = 100
+    num_samples: int = 500
+    refit_epochs: int = 300
+    refit_particles: int = 8
     num_trees: int = 100
     plane_epochs: int = 800
     plane_draws: int = 400
@@ -68,7 +72,9 @@ class Settings:
             chain_steps=5,
             num_leapfrog=3,
             num_held_out=40,
-            num_samples=20,
+            num_samples=60,
+            refit_epochs=10,
+            refit_particles=3,
             num_trees=10,
             plane_epochs=30,
             plane_draws=50,

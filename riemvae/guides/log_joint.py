@@ -14,7 +14,6 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import biject_to
 
 from riemvae._checks import argument_error
 from riemvae.geometry import Potential
@@ -167,19 +166,6 @@ def is_real(support: Any) -> bool:
     return support is constraints.real or support is constraints.real_vector
 
 
-def _inside(support: Any, z: Tensor) -> Tensor:
-    """Whether points ``(..., d)`` are finite and in ``support``, ``(...)``."""
-    with torch.no_grad():
-        inside = torch.isfinite(z).all(-1)
-        return inside if is_real(support) else inside & support.check(z)
-
-
-def _interior(support: Any, z: Tensor) -> Tensor:
-    """A point of ``support`` for each of ``z``."""
-    zero = torch.zeros_like(z)
-    return zero if is_real(support) else biject_to(support)(zero)
-
-
 class LogJoint:
     """The potential ``U(z) = -log p(x, z)`` of a model, per datum: ``z (..., B, d) -> (..., B)``.
 
@@ -211,15 +197,16 @@ class LogJoint:
         self.values = dict(values or {})
 
     def __call__(self, z: Tensor) -> Tensor:
+        conditioned = poutine.condition(self.model, {**self.values, self.structure.latent: z})
+        # Without validation: a datum that has become NaN must not raise for all the others.
+        with pyro.validation_enabled(False):
+            with poutine.block():
+                trace = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
+            return -per_datum(self._total(trace), z.shape[:-1])
+
+    def _total(self, trace: poutine.Trace) -> Tensor:
         structure = self.structure
-        # A datum that has left the support, or is no number any more, must not stop the others: the model
-        # sees another point in its place, without validation, and its potential is NaN.
-        outside = ~_inside(structure.support, z)
-        point = torch.where(outside.unsqueeze(-1), _interior(structure.support, z), z)
-        conditioned = poutine.condition(self.model, {**self.values, structure.latent: point})
         plates = {frame.name for frame in structure.frames}
-        with poutine.block(), pyro.validation_enabled(False):
-            trace = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
         total: Tensor | float = 0.0
         for name, site in trace.nodes.items():
             if site["type"] != "sample" or is_subsample(site):
@@ -235,9 +222,7 @@ class LogJoint:
                         "put the latent in the data plate alone, with the others in its event",
                     )
                 total = total + site_log_prob(site, structure.dims)
-        # The gradient of such a datum is NaN too, that of the others is not touched.
-        left = torch.where(outside, z.sum(-1), 0.0) * torch.where(outside, torch.nan, 0.0)
-        return left - per_datum(torch.as_tensor(total), z.shape[:-1])
+        return torch.as_tensor(total)
 
 
 def unconditioned(names: list[str]) -> ValueError:

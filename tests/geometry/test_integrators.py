@@ -14,6 +14,7 @@ from riemvae.distributions.transforms import RiemannianLeapfrog
 from riemvae.geometry import (
     ConstantMetric,
     EuclideanMetric,
+    Metric,
     generalized_leapfrog,
     inverse_temperatures,
     leapfrog,
@@ -205,6 +206,24 @@ def test_a_datum_that_does_not_converge_is_named():
     assert info.iterations <= 50 and not info.residual[-1] <= 1e-10
     torch.testing.assert_close(end[:11], alone[0], rtol=1e-9, atol=1e-9)
     assert alone[2].converged.all() and alone[2].residual.max() <= 1e-10
+
+
+def test_a_fixed_point_that_goes_round_for_ever_is_named():
+    """Bounded iterates that never settle: finite, yet not converged."""
+
+    class Ripples(Metric):
+        latent_dim = 1
+
+        def inverse(self, z):
+            return (1.0 + 0.9 * torch.sin(40.0 * z)).unsqueeze(-1)
+
+    z = torch.full((2, 1), math.pi / 80, dtype=torch.float64)  # a crest: the first half step is free
+    v = torch.tensor([[3.0], [0.01]], dtype=torch.float64)
+    with torch.no_grad():
+        _, _, info = generalized_leapfrog(lambda z: 0.0 * z.sum(-1), Ripples(), z, v, 0.1, 1, tolerance=1e-9)
+    assert info.diverged.tolist() == [False, False]
+    assert info.converged.tolist() == [False, True]
+    assert info.iterations == 50 and info.residual[0] > 1e-3
 
 
 def test_a_datum_that_diverges_is_named_and_stands_alone():

@@ -165,9 +165,10 @@ def test_gradients_of_a_trajectory_agree_with_autodiff(dtype, layout):
 
 def test_leaf_centroids_can_be_differentiated_twice():
     metric = centroid_metric(2)
-    leaf = CentroidMetric(metric.centroids.clone().requires_grad_(), metric.factors)
+    leaf = CentroidMetric(metric.centroids.clone().requires_grad_(), metric.factors.clone().requires_grad_())
     z = torch.zeros(3, 2, dtype=torch.float64)
-    first, second = (torch.autograd.grad(leaf.log_volume(z).sum(), leaf.centroids)[0] for _ in range(2))
+    leaves = leaf.centroids, leaf.factors
+    first, second = (torch.autograd.grad(leaf.log_volume(z).sum(), leaves) for _ in range(2))
     torch.testing.assert_close(first, second)
     with torch.no_grad():
         before = leaf.log_volume(z)
