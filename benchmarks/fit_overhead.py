@@ -37,9 +37,10 @@ def run(quick: bool) -> Result:
         values = {"fit, ms": 1e3 * statistics.median(side), "bare loop, ms": 1e3 * statistics.median(bare)}
         rows.append(bounded(name, over, 20.0, " %", values))
     method = (
-        f"Milliseconds an epoch, median of {rounds} runs of {epochs} epochs each, in turn. The bare loop makes the same "
-        "differentiable_loss, backward and Adam step and reads the loss; fit also keeps the best weights and the history. The "
-        f"whole call counts fit's set-up too; an epoch alone is what a run of {epochs} takes beyond one of {SHORT}."
+        f"Milliseconds an epoch, median of {rounds} runs of {epochs} epochs each, in turn. The bare loop "
+        "makes the same differentiable_loss, backward and Adam step and reads the loss; fit also keeps "
+        "the best weights and the history. The whole call counts fit's set-up too; an epoch alone is "
+        f"what a run of {epochs} takes beyond one of {SHORT}."
     )
     return Result(TITLE, method, rows, ("fit, ms", "bare loop, ms"))
 

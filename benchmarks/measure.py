@@ -28,8 +28,8 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 class Clock:
     """What time is measured with.
 
-    Everything runs in one thread, so that on an idle machine the two agree; on a busy one only the processor's
-    time of this process tells anything, and that with care: caches and memory are shared.
+    Everything runs in one thread, so that on an idle machine the two agree; on a busy one only the
+    processor's time of this process tells anything, and that with care: caches and memory are shared.
     """
 
     name: str = "wall"

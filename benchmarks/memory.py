@@ -26,10 +26,11 @@ def run(quick: bool) -> Result:
             worst = max(v for v in values.values() if v is not None)
             rows.append(bounded(f"{work}, {call} call", worst, LIMIT, " MiB", values))
     method = (
-        f"N = {count:,}. 'process' is the growth of the peak resident size (VmHWM, reset before the call) over the resident "
-        "size before it; 'tensors' the peak of what torch's allocator handed out during the call, added up from the events "
-        "of torch.profiler. The first call also derives what later ones reuse ('kept'). The larger of the two counts. The "
-        "centroids and factors themselves (21 MiB at N = 50,000) are there before."
+        f"N = {count:,}. 'process' is the growth of the peak resident size (VmHWM, reset before the call) "
+        "over the resident size before it; 'tensors' the peak of what torch's allocator handed out "
+        "during the call, added up from the events of torch.profiler. The first call also derives what "
+        "later ones reuse ('kept'). The larger of the two counts. The centroids and factors themselves "
+        "(21 MiB at N = 50,000) are there before."
     )
     return Result(TITLE, method, rows, ("process, MiB", "tensors, MiB", "kept, MiB"))
 

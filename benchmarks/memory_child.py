@@ -44,7 +44,7 @@ def main(work: str, count: int) -> None:
 
 
 def process_peak(call: Callable[[], object]) -> float | None:
-    """MiB by which the peak resident size exceeds what was resident before; None where the system cannot tell."""
+    """MiB of peak resident size above what was resident before; None where the system cannot tell."""
     gc.collect()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present size

@@ -21,6 +21,7 @@ PIXELS = 784
 WIDTH = 400
 # The values of table 1.11, of which the peer's defaults differ.
 STEP_SIZE, TEMPERING, TEMPERATURE, REGULARIZATION = 1e-2, 0.3, 0.8, 1e-3
+LEARNING_RATE = 1e-3
 
 KINDS = ("vae", "hvae", "rhvae")
 
@@ -35,7 +36,7 @@ def images(count: int, seed: int = 0) -> Tensor:
     return (distance < radius).float().unsqueeze(1)
 
 
-# -- ours ------------------------------------------------------------------------------------------------------
+# -- ours ---------------------------------------------------------------------------------------------
 
 
 def our_pair(kind: str, latent_dim: int = 10, num_steps: int = 3) -> tuple[rv.VAE, Any]:
@@ -53,12 +54,10 @@ def our_pair(kind: str, latent_dim: int = 10, num_steps: int = 3) -> tuple[rv.VA
     return model, rv.guides.RiemannianHamiltonianGuide(model, encoder, metric, **options)
 
 
-def our_step(
-    model: rv.VAE, guide: Any, batches: Callable[[], Tensor], learning_rate: float = 1e-3
-) -> Callable[[], float]:
+def our_step(model: rv.VAE, guide: Any, batches: Callable[[], Tensor]) -> Callable[[], float]:
     """A training step as anyone writes it: loss, backward, Adam."""
     objective = rv.ELBO()
-    optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=learning_rate)
+    optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=LEARNING_RATE)
 
     def step() -> float:
         optimizer.zero_grad()
@@ -70,7 +69,7 @@ def our_step(
     return step
 
 
-# -- the peer's ------------------------------------------------------------------------------------------------
+# -- the peer's ---------------------------------------------------------------------------------------
 
 
 class PeerEncoder(BaseEncoder):
@@ -88,7 +87,7 @@ class PeerEncoder(BaseEncoder):
 
 
 class PeerDecoder(BaseDecoder):
-    """The peer's default decoder with 400 hidden units; its HVAE asks for logits, its other models for means."""
+    """The peer's default decoder with 400 hidden units; its HVAE asks for logits, the others for means."""
 
     def __init__(self, latent_dim: int, logits: bool) -> None:
         BaseDecoder.__init__(self)
@@ -155,10 +154,10 @@ def _copy(to: nn.Linear, source: nn.Linear, rows: slice = slice(None)) -> None:
     to.bias.copy_(source.bias[rows])
 
 
-def peer_step(model: Any, batches: Callable[[], Tensor], learning_rate: float = 1e-3) -> Callable[[], float]:
+def peer_step(model: Any, batches: Callable[[], Tensor]) -> Callable[[], float]:
     """The same step with the peer's model, as its trainer makes it."""
     model.train()
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
 
     def step() -> float:
         optimizer.zero_grad()

@@ -2,20 +2,16 @@
 
     python benchmarks/run.py [--only NAME ...] [--quick] [--clock wall|cpu] [--mnist FILE] [--out FOLDER]
 
-One thread. The exit status says whether everything ran, not whether every target was met: that is in the tables.
+One thread. The exit status says whether everything ran; whether every target was met is in the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = "1"  # before torch is imported
 
 import fit_overhead
 import likelihood

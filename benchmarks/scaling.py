@@ -16,7 +16,7 @@ VARIED = {
     "K": ("leapfrog steps K", (1, 3, 5, 10)),
     "N": ("frozen centroids N", (100, 500, 2000, 8000)),
 }
-# The peer forms [batch, N, d, d] at each evaluation and keeps several for the gradient: not beyond this size of one.
+# The peer forms [batch, N, d, d] at each evaluation and keeps several: not beyond this size of one.
 PEER_LIMIT = 300 * 2**20
 
 
@@ -35,8 +35,9 @@ def run(quick: bool) -> Result:
                 Row(f"{what}, {label} = {setting}", values, f"{ratio(peer, ours):.1f}x" if peer else "")
             )
     method = (
-        "Training steps (loss, backward, Adam) and log-likelihoods with 100 samples a datum; the figure is the ratio to the "
-        "peer. The peer is left out where one of its [batch, N, d, d] tensors would pass 300 MiB."
+        "Training steps (loss, backward, Adam) and log-likelihoods with 100 samples a datum; the figure "
+        "is the ratio to the peer. The peer is left out where one of its [batch, N, d, d] tensors would "
+        "pass 300 MiB."
     )
     return Result(TITLE, method, rows, ("ours, ms", "peer, ms"))
 
@@ -74,11 +75,9 @@ def draw(result: Result, path: Path) -> None:
     figure, axes = plt.subplots(1, len(VARIED), figsize=(13, 3.4), layout="constrained")
     for ax, (key, (label, _)) in zip(axes, VARIED.items()):
         rows = [row.values for row in result.rows if row.values["varied"] == key]
-        for side, colour, marker in (("ours", "tab:blue", "o"), ("peer", "tab:orange", "s")):
+        for side, library, style in (("ours", "riemvae", "o-"), ("peer", "pythae", "s--")):
             points = [(r["setting"], r[f"{side}, ms"]) for r in rows if f"{side}, ms" in r]
-            ax.plot(
-                *zip(*points), marker=marker, color=colour, label="riemvae" if side == "ours" else "pythae"
-            )
+            ax.plot(*zip(*points), style, label=library)
         ax.set_xscale("log")
         ax.set_yscale("log")
         ticks = [r["setting"] for r in rows]

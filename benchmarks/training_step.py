@@ -30,18 +30,17 @@ def run(quick: bool) -> Result:
             if not math.isfinite(step()):
                 raise RuntimeError(f"{name}: the loss is not finite, so the comparison means nothing")
         for kind in KINDS:
-            target = TARGETS.get((kind, batch_size))
+            ours, theirs = timings[f"our {kind}"], timings[f"peer {kind}"]
             rows.append(
-                compared(
-                    f"{kind}, batch {batch_size}", timings[f"our {kind}"], timings[f"peer {kind}"], target
-                )
+                compared(f"{kind}, batch {batch_size}", ours, theirs, TARGETS.get((kind, batch_size)))
             )
         if batch_size == 100:
             times = ratio(timings["our rhvae"], timings["our vae"])
             values = {"ours, ms": timings["our rhvae"].median * 1e3}
             rows.append(bounded("our rhvae over our vae, batch 100", times, 7.0, "x", values))
     method = (
-        "The same networks, initial weights, batches and settings on both sides; ours is ELBO().differentiable_loss, "
-        "backward, Adam. The peer's HVAE cuts the gradient through the leapfrog forces, ours does not."
+        "The same networks, initial weights, batches and settings on both sides; ours is "
+        "ELBO().differentiable_loss, backward, Adam. The peer's HVAE cuts the gradient through the "
+        "leapfrog forces, ours does not."
     )
     return Result(TITLE, method, rows, ("ours, ms", "peer, ms"))

@@ -1,6 +1,17 @@
 """Generative latent-variable models whose latent space has a geometry, as Pyro model/guide pairs."""
 
-from riemvae import data, distributions, geometry, guides, inference, likelihoods, networks, priors, sampling, zoo
+from riemvae import (
+    data,
+    distributions,
+    geometry,
+    guides,
+    inference,
+    likelihoods,
+    networks,
+    priors,
+    sampling,
+    zoo,
+)
 from riemvae.autoencoder import VAE
 from riemvae.inference import ELBO, IWAE, fit, log_likelihood, log_weights
 from riemvae.persistence import load, save

@@ -16,10 +16,10 @@ def recipe(cls: C) -> C:
     The class keeps every constructor argument as the attribute of that name (or of that name with a leading
     underscore), so the description is read from the live object and cannot go stale.
     """
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        raise TypeError(f"{cls.__name__}: a recipe cannot take *args")
-    names = tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise TypeError(f"{cls.__name__}: a recipe names all its arguments, it cannot take *args or **kwargs")
+    names = tuple(p.name for p in parameters)
     cls._recipe_arguments = names  # type: ignore[attr-defined]
     RECIPES[cls.__name__] = cls
     return cls

@@ -148,13 +148,18 @@ def test_a_subclass_or_a_namesake_is_no_recipe(register):
     assert not is_recipe(namesake())
 
 
-def test_a_recipe_takes_no_positional_rest(register):
+def test_a_recipe_names_all_its_arguments(register):
     class Loose:
         def __init__(self, *parts):
             self.parts = parts
 
-    with pytest.raises(TypeError, match=r"Loose: a recipe cannot take \*args"):
-        recipe(Loose)
+    class Looser:
+        def __init__(self, **parts):
+            self.parts = parts
+
+    for cls in (Loose, Looser):
+        with pytest.raises(TypeError, match=f"{cls.__name__}: a recipe names all its arguments"):
+            recipe(cls)
 
 
 def test_a_forgotten_attribute_is_named(register):

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -230,7 +231,8 @@ def run_plane(settings: Settings, seed: int, tell: Tell) -> Plane:
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         digits = load_digits_split(settings.per_class, seed)
-        autoencoder = train("rhvae", digits.x_train, 2, settings.plane_epochs, settings, seed)
+        slower = replace(settings, learning_rate=settings.plane_learning_rate)
+        autoencoder = train("rhvae", digits.x_train, 2, settings.plane_epochs, slower, seed)
         plane = look_at_plane(autoencoder, digits.x_train, digits.y_train, settings.plane_draws)
-    tell("2-D latent space computed")
+    tell("latent plane computed")
     return plane

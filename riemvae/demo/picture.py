@@ -42,7 +42,7 @@ def look_at_plane(ae: Autoencoder, x: Tensor, y: Tensor, num: int, num_grid: int
     """The log volume element around the codes of ``x``, and ``num`` points drawn by either sampler."""
     codes = ae.encode(x)
     manifold, prior = ae.sampler("manifold").sample(num), ae.sampler("prior").sample(num)
-    reach = 1.15 * float(torch.cat([codes, manifold, prior]).abs().max())
+    reach = 1.05 * float(torch.cat([codes, manifold, prior]).abs().max())
     axis = torch.linspace(-reach, reach, num_grid, dtype=codes.dtype)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
     log_volume = ae.metric.log_volume(grid.reshape(-1, 2)).reshape(num_grid, num_grid)
@@ -72,6 +72,7 @@ def draw(
         differences: Those of the report, by comparison and classifier.
     """
     figure = Figure(figsize=(11, 6.2), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr]
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[1, 1.55])[:, 0]
     names = {
         "real": "real: the whole training set",

@@ -37,6 +37,7 @@ class Settings:
         refit_particles: Of the bound by which it is.
         num_trees: Of the random forest.
         plane_epochs: Of the model with two latent dimensions that the figure shows.
+        plane_learning_rate: Of its Adam.
         plane_draws: Latent draws that the figure shows.
     """
 
@@ -56,7 +57,8 @@ class Settings:
     refit_epochs: int = 300
     refit_particles: int = 8
     num_trees: int = 100
-    plane_epochs: int = 800
+    plane_epochs: int = 400
+    plane_learning_rate: float = 1e-3
     plane_draws: int = 400
 
     @classmethod

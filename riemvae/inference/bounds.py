@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from riemvae._checks import argument_error, check_count, check_positive
+from riemvae._recipe import recipe
 from riemvae.guides.log_joint import data_plate, in_batch, is_subsample
 from riemvae.inference.weights import draw_weights
 
 
+@recipe
 class ELBO(Trace_ELBO):
     """The evidence lower bound ``E_q[log p(x, z) - log q(z|x)]``: Pyro's ``Trace_ELBO``, with free bits.
 
@@ -30,7 +32,8 @@ class ELBO(Trace_ELBO):
 
     Args:
         free_bits: ``λ`` in nats, or None.
-        options: Those of ``Trace_ELBO``: ``num_particles``, ``vectorize_particles`` and so on.
+        num_particles: Draws a datum whose bounds are averaged.
+        vectorize_particles: Draw them at once, in a plate of their own.
 
     Source: Kingma and Welling (2014); free bits: Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling
     (2016), eq. 15.
@@ -40,8 +43,12 @@ class ELBO(Trace_ELBO):
         2
     """
 
-    def __init__(self, *, free_bits: float | None = None, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, *, free_bits: float | None = None, num_particles: int = 1, vectorize_particles: bool = False
+    ) -> None:
+        super().__init__(
+            num_particles=check_count("num_particles", num_particles), vectorize_particles=vectorize_particles
+        )
         if free_bits is not None:
             check_positive("free_bits", free_bits)
         self.free_bits = free_bits
@@ -51,7 +58,7 @@ class ELBO(Trace_ELBO):
     ) -> tuple[Any, Any]:
         loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
         if self.free_bits is not None:
-            extra = self._free_bits_excess(model_trace, guide_trace)
+            extra = self._free_bits_excess(self.free_bits, model_trace, guide_trace)
             loss, surrogate = loss + float(extra.detach()), surrogate + extra
         return loss, surrogate
 
@@ -70,14 +77,15 @@ class ELBO(Trace_ELBO):
             return float(super().loss_and_grads(model, guide, *args, **kwargs))
         return _loss_and_grads(self, model, guide, args, kwargs)
 
-    def _free_bits_excess(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
+    def _free_bits_excess(
+        self, free_bits: float, model_trace: poutine.Trace, guide_trace: poutine.Trace
+    ) -> Tensor:
         """``scale · B · Σ_j (max(λ, KL_j) - KL_j)`` with ``KL_j`` averaged over the minibatch."""
-        assert self.free_bits is not None
         kl = _dimension_kl(model_trace, guide_trace)
         sites = _latents(model_trace, guide_trace)
         scale = float(sites[0]["scale"])
         data = math.prod(f.size for f in sites[0]["cond_indep_stack"] if f.vectorized)
-        return scale * data * (kl.clamp_min(self.free_bits) - kl).sum()
+        return scale * data * (kl.clamp_min(free_bits) - kl).sum()
 
 
 def _latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> list[Any]:
@@ -125,6 +133,7 @@ def _loss_and_grads(
     return float(loss.detach())
 
 
+@recipe
 class IWAE(PyroELBO):
     """The importance-weighted bound ``Σ_b log mean_s w_sb``, itself the loss's negative.
 
@@ -147,6 +156,7 @@ class IWAE(PyroELBO):
     def __init__(self, num_samples: int = 10) -> None:
         super().__init__(num_particles=1)
         self.num_samples = check_count("num_samples", num_samples)
+        self.num_left_out = 0  # data of the last call all of whose draws failed
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -155,10 +165,12 @@ class IWAE(PyroELBO):
         draw = draw_weights(model, guide, args, kwargs, self.num_samples)
         self._refuse(draw.guide_trace, draw.plate)
         log_weights = draw.log_weights
+        self.num_left_out = 0
         failed = getattr(getattr(guide, "info", None), "diverged", None)
         if failed is not None and failed.numel() == log_weights.numel() and bool(failed.any()):
             failed = failed.reshape(log_weights.shape)
             kept = ~failed.all(0)
+            self.num_left_out = int((~kept).sum())
             log_weights = torch.where(failed, -math.inf, log_weights)[:, kept]
         bound = torch.logsumexp(log_weights, 0) - math.log(self.num_samples)
         return -draw.scale * bound.sum()

@@ -126,7 +126,8 @@ def fit(
     without either) and :math:`m_b` the number of data over which the loss is a sum: :math:`n_b`, or the size
     of the plate of which the batch is a subsample.
 
-    The best weights are those at the end of the best epoch. A training loss has the noise of its draws, and the smallest one is a lucky one; give ``val_data`` where that noise is large. The draws of the
+    The best weights are those at the end of the best epoch. A training loss has the noise of its draws,
+    and the smallest one is a lucky one; give ``val_data`` where that noise is large. The draws of the
     validation loss are the same at each epoch, so that patience waits for the weights and not for the noise.
     It runs in evaluation mode and without gradients; a guide that needs them enables them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -14,6 +15,7 @@ from pyro.optim import Adam
 from torch import nn
 
 import riemvae as rv
+from riemvae._recipe import recipe_arguments
 from riemvae.inference.weights import draw_weights, log_mean_exp
 
 CASE = LinearGaussian(2)
@@ -199,3 +201,34 @@ def test_free_bits_with_particles_and_subsamples():
     for bad in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="free_bits: expected a finite positive"):
             rv.ELBO(free_bits=bad)
+
+
+def test_data_left_out_are_counted_by_the_objective():
+    """A datum all of whose draws failed is no datum of the mean; one with a failed draw is."""
+
+    class Info(NamedTuple):
+        diverged: torch.Tensor
+
+    class Failing(rv.guides.GaussianGuide):
+        info = Info(torch.tensor([[True, True, False], [True, False, False]]))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    objective = rv.inference.IWAE(2)
+    guide = Failing(model, lambda x: (x / 2, torch.full_like(x, 0.5**0.5)))  # exact: all weights are p(x)
+    x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+    loss = objective.loss(model, guide, x)
+    assert objective.num_left_out == 1
+    log_p = dist.Normal(0.0, 2**0.5).log_prob(x).sum(-1)
+    # One of the two draws of the second datum has weight zero: its mean weight is half of p(x).
+    assert loss == pytest.approx(-float(log_p[1] - math.log(2) + log_p[2]), abs=1e-5)
+
+
+def test_objectives_are_recipes_that_name_all_their_arguments():
+    for objective in (rv.inference.ELBO(free_bits=0.1, num_particles=3), rv.inference.IWAE(7)):
+        arguments = recipe_arguments(objective)
+        again = recipe_arguments(type(objective)(**arguments))
+        assert again == arguments
