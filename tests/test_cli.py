@@ -42,6 +42,7 @@ FILES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:k̂")
 @pytest.mark.parametrize("model", ["vae", "rhvae"])
 @pytest.mark.parametrize("name", FILES)
 def test_fit_sample_evaluate_round_trip(tmp_path, capsys, name, model):
@@ -237,3 +238,12 @@ def test_python_dash_m():
     assert done.returncode == 2
     assert "no_such.npy" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_is_said_in_one_line(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("riemvae.data.read_array", interrupted)
+    assert call("fit", "a.npy", "--out", "nowhere") == 130
+    assert capsys.readouterr().err == "riemvae fit: interrupted\n"

@@ -3,10 +3,12 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 
@@ -15,9 +17,10 @@ from riemvae.cli import main
 from riemvae.data import load_digits_split
 from riemvae.demo import run
 from riemvae.demo.experiment import TRAINING_SETS, along_geometry, by_digit, cycled, from_prior, training_sets
-from riemvae.demo.files import check_folder, write_json
+from riemvae.demo.files import check_folder, write_folder, write_json
 from riemvae.demo.picture import mosaic
 from riemvae.demo.report import COMPARISONS, findings
+from riemvae.demo.run import progress_lines
 from riemvae.demo.settings import CLASSIFIERS, MODELS, Settings
 from riemvae.demo.statistics import difference, summary
 
@@ -268,8 +271,67 @@ def test_counts_below_one_are_refused(argument):
         run(**{argument: 0})
 
 
-@pytest.mark.slow
 def test_processes_give_what_one_process_gives(quick):
     report = run(seeds=2, seed=7, quick=True, jobs=2, console=Console(file=io.StringIO()))
     for kind in CLASSIFIERS:
         assert report["accuracy"][kind] == quick[2]["accuracy"][kind]
+
+
+def test_progress_is_a_bar_in_a_terminal_and_lines_elsewhere():
+    for terminal in (True, False):
+        text = io.StringIO()
+        with progress_lines(Console(file=text, force_terminal=terminal, width=100), 2) as tell:
+            tell("first stage")
+            tell("second stage")
+        assert ("\x1b[" in text.getvalue()) is terminal
+        assert "second stage" in text.getvalue()
+
+
+@pytest.fixture
+def outcome(trained):
+    """One seed's outcome with made-up numbers, enough to be written."""
+    _, digits, autoencoder = trained
+    y = digits.y_test.numpy()
+    scores = {key: np.zeros(3) for key in ("log_prob", "mcse", "khat", "own_guide")}
+    return {
+        "predicted": {name: dict.fromkeys(CLASSIFIERS, y) for name in TRAINING_SETS},
+        "y_test": y,
+        "likelihood": dict.fromkeys(MODELS, scores),
+        "autoencoder": autoencoder,
+    }
+
+
+def test_a_written_report_is_replaced_whole_or_not_at_all(tmp_path, outcome, monkeypatch):
+    folder = tmp_path / "report"
+    write_folder(folder, {"kind": "riemvae demo", "run": 1}, [outcome], Figure())
+    write_folder(folder, {"kind": "riemvae demo", "run": 2}, [outcome], Figure())
+    assert json.loads((folder / "report.json").read_text())["run"] == 2
+
+    with pytest.raises(AttributeError):  # no figure to draw: nothing is renamed
+        write_folder(folder, {"kind": "riemvae demo", "run": 3}, [outcome], None)
+
+    rename = os.rename
+
+    def failing(source, target):
+        if os.fspath(target) == os.path.realpath(folder) and os.fspath(source).endswith(".new"):
+            raise OSError("the disk is gone")
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is gone"):
+        patch.setattr(os, "rename", failing)
+        write_folder(folder, {"kind": "riemvae demo", "run": 4}, [outcome], Figure())
+    assert json.loads((folder / "report.json").read_text())["run"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_json_that_fails_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "a.json", {"run": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"run": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"run": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_an_error_in_a_process_ends_the_run():
+    with pytest.raises(ValueError, match="per_class"):
+        run(per_class=10_000, seeds=1, quick=True, jobs=2, console=Console(file=io.StringIO()))

@@ -71,8 +71,8 @@ def draw(
         plane: The latent plane.
         differences: Those of the report, by comparison and classifier.
     """
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr]
+    figure = Figure(figsize=(11, 6.2))
+    figure.set_layout_engine("constrained", wspace=0.06)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[1, 1.55])[:, 0]
     names = {
         "real": "real: the whole training set",

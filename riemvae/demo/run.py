@@ -151,10 +151,10 @@ def show(report: Mapping[str, Any], console: Console) -> None:
     )
     for column in (
         "model",
-        "mean over seeds",
-        "less the VAE's",
-        "s.e. over images",
-        "Monte Carlo",
+        "mean",
+        "less VAE's",
+        "± images",
+        "± MC",
         "k̂ > 0.7",
         "own guide",
     ):
@@ -172,8 +172,9 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     console.print(
-        "Errors over images and of the Monte Carlo estimate are the largest of all seeds. The guide is "
-        "fitted to the held-out images; 'own guide' is what sampling from the model's own would give.\n",
+        "± one standard error over seeds; '± images' over held-out images and '± MC' of the estimate are the "
+        "largest of all seeds. The guide is fitted to the held-out images; 'own guide' is the mean with the "
+        "model's own.\n",
         highlight=False,
     )
 
