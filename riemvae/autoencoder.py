@@ -92,15 +92,17 @@ class VAE(PyroModule):
         return self.likelihood.mean(self.decode(z))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
+        # Read once each, and always: reading a module is what registers its parameters with Pyro.
+        likelihood, _ = self.likelihood, self.decoder
         if x is not None:
             if is_validation_enabled():
-                self.likelihood.validate(x)
+                likelihood.validate(x)
             size = len(x)
         prior = self._checked_prior(self.prior())
         with pyro.plate("data", size, dim=-1):
             z = pyro.sample("z", prior)
             parameters = _Decoded.take(self, z)
-            distribution = self.likelihood(self.decode(z) if parameters is None else parameters, z.dim() - 1)
+            distribution = likelihood(self.decode(z) if parameters is None else parameters, z.dim() - 1)
             if x is not None and x.shape[1:] != distribution.event_shape:
                 raise argument_error(
                     "x",

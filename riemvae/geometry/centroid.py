@@ -19,7 +19,7 @@ from riemvae.geometry.metric import LocalMetric, Metric, inverse_and_log_det
 _TILE_ELEMENTS = 1 << 20
 _MINIMUM_TILE = 256
 # Above so many centroids symmetric matrices are packed into their lower triangles.
-_PACK_ABOVE = 500
+_PACK_ABOVE = 200
 
 
 class _Tile(NamedTuple):

@@ -119,6 +119,11 @@ class AmortizedGuide(PyroModule):
         """Draws the latent within a call, its own or that of the guide that it is the start of."""
         raise NotImplementedError
 
+    def _part(self, name: str) -> Any:
+        """A module of the guide without registering it with Pyro, as each plain access would do again."""
+        modules = self.__dict__["_modules"]
+        return modules[name] if name in modules else getattr(self, name)
+
     # -- the data ----------------------------------------------------------------------------------------
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GuideCall:

@@ -220,8 +220,9 @@ class HamiltonianGuide(AmortizedGuide):
         evaluation = current_evaluation()
         kinetic = self._kinetic(info, start, v)
         failed = info.diverged | ~torch.isfinite(kinetic.detach())
-        if isinstance(self.encoder, HamiltonianGuide) and self.encoder.info is not None:
-            failed = failed | self.encoder.info.diverged
+        base = self._part("encoder")
+        if isinstance(base, HamiltonianGuide) and base.info is not None:
+            failed = failed | base.info.diverged
         if evaluation is not None:
             failed = failed | ~info.converged
         any_failed = bool(failed.any())
@@ -365,7 +366,7 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
     @property
     def metric_is_fixed(self) -> bool:
         """Whether the metric no longer depends on the minibatch: given as a :class:`Metric`, or frozen."""
-        return isinstance(self._metric, Metric) or self._frozen_metric is not None
+        return isinstance(self._part("_metric"), Metric) or self._part("_frozen_metric") is not None
 
     @property
     def metric(self) -> Metric:
