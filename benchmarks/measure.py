@@ -184,7 +184,7 @@ def _cpu() -> str:
 def show(name: str, result: Result) -> None:
     """Prints a result as a table."""
     console.print(f"\n[bold]{name}[/]: {result.title}")
-    console.print(result.method, style="dim")
+    console.print(result.method, style="dim", markup=False, highlight=False)
     table = Table(show_edge=False)
     table.add_column("")
     for column in result.columns:

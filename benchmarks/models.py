@@ -21,8 +21,8 @@ PIXELS = 784
 WIDTH = 400
 # The values of table 1.11, of which the peer's defaults differ.
 STEP_SIZE, TEMPERING, TEMPERATURE, REGULARIZATION = 1e-2, 0.3, 0.8, 1e-3
-# So small that the weights stay where they are: with Adam's usual 1e-3 the peer's Riemannian loss becomes NaN
-# after some hundred steps at these settings, and what a step costs does not depend on the rate.
+# So small that the weights stay where they are: with Adam's usual 1e-3 the peer's Riemannian loss can become
+# NaN after some hundred steps at these settings, and what a step costs does not depend on the rate.
 LEARNING_RATE = 1e-7
 
 KINDS = ("vae", "hvae", "rhvae")

@@ -18,6 +18,7 @@ VARIED = {
 }
 # The peer forms [batch, N, d, d] at each evaluation and keeps several: not beyond this size of one.
 PEER_LIMIT = 300 * 2**20
+MILLISECONDS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # ticks of the figure
 
 
 def run(quick: bool) -> Result:
@@ -72,7 +73,7 @@ def draw(result: Result, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(VARIED), figsize=(13, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, len(VARIED), figsize=(13, 3.6), sharey=True, layout="constrained")
     for ax, (key, (label, _)) in zip(axes, VARIED.items()):
         rows = [row.values for row in result.rows if row.values["varied"] == key]
         for side, library, style in (("ours", "riemvae", "o-"), ("peer", "pythae", "s--")):
@@ -82,11 +83,14 @@ def draw(result: Result, path: Path) -> None:
         ax.set_yscale("log")
         ticks = [r["setting"] for r in rows]
         ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
-        ax.minorticks_off()
         ax.set_xlabel(label)
         ax.set_ylabel("ms a datum, 100 samples" if key == "N" else "ms a training step")
         ax.set_title("log-likelihood" if key == "N" else "training step", fontsize=10)
         ax.grid(alpha=0.3)
+    axes[0].set_yticks(MILLISECONDS, [f"{t:,}" for t in MILLISECONDS])
+    for ax in axes:
+        ax.minorticks_off()
+        ax.tick_params(labelleft=True)
     axes[0].legend()
     figure.savefig(path, dpi=130)
     plt.close(figure)

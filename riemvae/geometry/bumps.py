@@ -1,8 +1,8 @@
 """Sums over bumps around centroids, as differentiable operations with hand-written derivatives.
 
-A leapfrog step evaluates them a dozen times on small arrays, where the cost is the number of operations:
-each of the
-two below takes five, and about as many backwards. Their backward passes can themselves be differentiated.
+A leapfrog step evaluates them a dozen times on small arrays, where the cost is the number of operations: each
+of the two below takes five, and about as many backwards. Their backward passes can themselves be
+differentiated.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ import torch
 from torch import Tensor
 
 
-def _sum(z: Tensor, centroids: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    logits = torch.addmm((centroids * centroids).sum(-1), z, centroids.mT, beta=-scale, alpha=2.0 * scale)
-    weights = (logits - scale * (z * z).sum(-1, keepdim=True)).exp()
+def _sum(z: Tensor, centroids: Tensor, norms: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    logits = torch.addmm(norms, z, centroids.mT, beta=-scale, alpha=2.0 * scale)
+    squares = (z * z).sum(-1, keepdim=True)
+    if torch.is_grad_enabled():
+        weights = logits.sub(squares, alpha=scale).exp()
+    else:
+        weights = logits.sub_(squares, alpha=scale).exp_()
     return weights, weights @ columns
 
 
 def _pull(
-    matrix: Tensor, weights: Tensor, columns: Tensor, z: Tensor, extended: Tensor, scale: float
+    matrix: Tensor, weights: Tensor, columns: Tensor, z: Tensor, extended: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     traces = matrix @ columns.mT
     sums = (traces * weights) @ extended
-    return torch.addcmul(sums[:, :-1], z, sums[:, -1:], value=-1.0) * (2.0 * scale), traces, sums
+    return torch.addcmul(sums[:, :-1], z, sums[:, -1:], value=-1.0), traces, sums
 
 
 def _plain() -> bool:
@@ -35,9 +39,9 @@ def _plain() -> bool:
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, z: Tensor, centroids: Tensor, columns: Tensor, scale: float
+        ctx: Any, z: Tensor, centroids: Tensor, norms: Tensor, columns: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
-        weights, total = _sum(z, centroids, columns, scale)
+        weights, total = _sum(z, centroids, norms, columns, scale)
         ctx.scale = scale
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(z, centroids, columns, weights)
@@ -51,8 +55,8 @@ class _Sum(torch.autograd.Function):
             through = grad_sum @ columns.mT
             grad_weights = through if grad_weights is None else grad_weights + through
         if grad_weights is None:
-            return None, None, None, None
-        # ∂w_i/∂z = -2 w_i (z - c_i)/T², and the other way round for c_i.
+            return None, None, None, None, None
+        # ∂w_i/∂z = -2 w_i (z - c_i)/T², and the other way round for c_i: all of it, the norms included.
         pulled = grad_weights * weights
         factor = 2.0 * ctx.scale
         grad_z = grad_centroids = grad_columns = None
@@ -60,30 +64,25 @@ class _Sum(torch.autograd.Function):
             grad_z = factor * (pulled @ centroids - z * pulled.sum(-1, keepdim=True))
         if ctx.needs_input_grad[1]:
             grad_centroids = factor * (pulled.mT @ z - centroids * pulled.sum(0).unsqueeze(-1))
-        if ctx.needs_input_grad[2] and grad_sum is not None:
+        if ctx.needs_input_grad[3] and grad_sum is not None:
             grad_columns = weights.mT @ grad_sum
-        return grad_z, grad_centroids, grad_columns, None
+        return grad_z, grad_centroids, None, grad_columns, None
 
 
 class _Pullback(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, matrix: Tensor, weights: Tensor, columns: Tensor, z: Tensor, extended: Tensor, scale: float
+        ctx: Any, matrix: Tensor, weights: Tensor, columns: Tensor, z: Tensor, extended: Tensor
     ) -> Tensor:
-        pulled, traces, sums = _pull(matrix, weights, columns, z, extended, scale)
-        ctx.scale = scale
+        pulled, traces, sums = _pull(matrix, weights, columns, z, extended)
         ctx.save_for_backward(matrix, weights, columns, z, extended, traces, sums)
         return pulled
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         matrix, weights, columns, z, extended, traces, sums = ctx.saved_tensors
-        if (
-            torch.is_grad_enabled()
-        ):  # differentiated again: what was kept as a number must be a function once more
-            traces = matrix @ columns.mT
-            sums = (traces * weights) @ extended
-        grad = grad * (2.0 * ctx.scale)
+        if torch.is_grad_enabled():  # differentiated again: what was kept as numbers is computed once more
+            _, traces, sums = _pull(matrix, weights, columns, z, extended)
         grad_sums = torch.cat([grad, -(z * grad).sum(-1, keepdim=True)], -1)
         grad_product = grad_sums @ extended.mT
         grad_traces = grad_product * weights
@@ -94,16 +93,18 @@ class _Pullback(torch.autograd.Function):
             grad_traces.mT @ matrix if needs[2] else None,
             -grad * sums[:, -1:] if needs[3] else None,
             (traces * weights).mT @ grad_sums if needs[4] else None,
-            None,
         )
 
 
-def bump_sum(z: Tensor, centroids: Tensor, columns: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def bump_sum(
+    z: Tensor, centroids: Tensor, norms: Tensor, columns: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """``w_i = exp(-‖z - c_i‖²/T²)`` and ``Σ_i w_i a_i``.
 
     Args:
         z: Points ``(B, d)``, near the origin: ``|z|² + |c|² - 2 z·c`` cancels badly far from it.
         centroids: ``c (N, d)``, in the same frame.
+        norms: ``|c|² (N,)``; their part of the gradient is the centroids'.
         columns: ``a (N, p)``.
         temperature: ``T``.
 
@@ -111,12 +112,10 @@ def bump_sum(z: Tensor, centroids: Tensor, columns: Tensor, temperature: float) 
         Weights ``(B, N)`` and sums ``(B, p)``.
     """
     function = _sum if _plain() else _Sum.apply
-    return function(z, centroids, columns, temperature**-2)
+    return function(z, centroids, norms, columns, temperature**-2)  # type: ignore[no-any-return]
 
 
-def bump_pullback(
-    matrix: Tensor, weights: Tensor, columns: Tensor, z: Tensor, extended: Tensor, temperature: float
-) -> Tensor:
+def bump_pullback(matrix: Tensor, weights: Tensor, columns: Tensor, z: Tensor, extended: Tensor) -> Tensor:
     """``∂/∂z Σ_i w_i(z) (m·a_i)`` at fixed ``m``: ``-(2/T²) Σ_i S_i (z - c_i)`` with ``S_i = w_i (m·a_i)``.
 
     Args:
@@ -124,12 +123,12 @@ def bump_pullback(
         weights: ``w (B, N)`` at ``z``.
         columns: ``a (N, p)``.
         z: Points ``(B, d)``.
-        extended: Centroids and a column of ones, ``(N, d + 1)``: one product gives ``S·C`` and ``ΣS``.
-        temperature: ``T``.
+        extended: Centroids and a column of ones, times ``2/T²``, ``(N, d + 1)``: one product gives ``S·C``
+            and ``ΣS``.
 
     Returns:
         A tensor ``(B, d)``.
     """
     if _plain():
-        return _pull(matrix, weights, columns, z, extended, temperature**-2)[0]
-    return _Pullback.apply(matrix, weights, columns, z, extended, temperature**-2)  # type: ignore[no-any-return]
+        return _pull(matrix, weights, columns, z, extended)[0]
+    return _Pullback.apply(matrix, weights, columns, z, extended)  # type: ignore[no-any-return]

@@ -26,9 +26,10 @@ class _Tile(NamedTuple):
     """A slice of the centroids, prepared so that one evaluation is two matrix products."""
 
     centred: Tensor  # (n, d) centroids less their mean
+    norms: Tensor  # (n,) their squared norms
     columns: Tensor  # (n, p) the matrices A_i = L_i L_iᵀ in p columns
     traces: Tensor  # (n, p) the same such that M·A_i is a product of columns
-    extended: Tensor  # (n, d+1) centred centroids and a column of ones
+    extended: Tensor  # (n, d+1) centred centroids and a column of ones, times 2/T²
 
 
 class _CentroidLocal(LocalMetric):
@@ -52,7 +53,7 @@ class _CentroidLocal(LocalMetric):
         d, metric = self.metric.latent_dim, self.metric
         total: Tensor | float = 0.0
         for tile in self._tiles:
-            weights, part = bump_sum(self._flat, tile.centred, tile.columns, metric.temperature)
+            weights, part = bump_sum(self._flat, tile.centred, tile.norms, tile.columns, metric.temperature)
             total = total + part if len(self._tiles) > 1 else part
             if len(self._tiles) == 1:  # the weights of one tile are kept; those of several are computed again
                 self._weights = [weights]
@@ -77,7 +78,7 @@ class _CentroidLocal(LocalMetric):
         if self._prepared.packed:
             columns = columns.index_select(-1, metric._pack)
         parts = [
-            bump_pullback(columns, weights, tile.traces, self._flat, tile.extended, metric.temperature)
+            bump_pullback(columns, weights, tile.traces, self._flat, tile.extended)
             for tile, weights in self._weighted_tiles()
         ]
         return sum(parts[1:], parts[0]).reshape(self.z.shape)
@@ -88,7 +89,8 @@ class _CentroidLocal(LocalMetric):
             yield self._tiles[0], self._weights[0]
             return
         for tile in self._tiles:
-            yield tile, bump_sum(self._flat, tile.centred, tile.columns[:, :1], self.metric.temperature)[0]
+            temperature = self.metric.temperature
+            yield tile, bump_sum(self._flat, tile.centred, tile.norms, tile.columns[:, :1], temperature)[0]
 
 
 class _Prepared:
@@ -107,11 +109,13 @@ class _Prepared:
         if self.packed:
             self.columns = self.columns.index_select(-1, metric._pack)
             self.traces = self.columns * metric._multiplicity
-        self.extended = torch.cat([self.centred, torch.ones_like(self.centred[:, :1])], -1)
+        self.norms = (self.centred * self.centred).sum(-1)
+        ones = torch.ones_like(self.centred[:, :1])
+        self.extended = torch.cat([self.centred, ones], -1) * (2.0 / metric.temperature**2)
 
     def tiles(self, points: int) -> list[_Tile]:
         size = max(_MINIMUM_TILE, _TILE_ELEMENTS // max(points, 1))
-        arrays = (self.centred, self.columns, self.traces, self.extended)
+        arrays = (self.centred, self.norms, self.columns, self.traces, self.extended)
         if len(self.centred) <= size:
             return [_Tile(*arrays)]
         return [_Tile(*parts) for parts in zip(*(a.split(size) for a in arrays))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pyro.distributions as dist
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
@@ -9,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from riemvae._recipe import recipe
-from riemvae.likelihoods.likelihood import Likelihood, refuse, sum_event
+from riemvae.likelihoods.likelihood import DirectIndependent, Likelihood, refuse, sum_event
 
 
 class BernoulliScore(dist.Bernoulli):
@@ -57,7 +59,11 @@ ContinuousBernoulli() for values in [0, 1], Gaussian() for real values, or binar
     def forward(self, parameters: Tensor, batch_dim: int) -> TorchDistribution:  # type: ignore[override]
         """``Bernoulli(logits)`` with all but ``batch_dim`` dimensions in the event."""
         family = BernoulliScore if self.relaxed else dist.Bernoulli
-        return family(logits=parameters, validate_args=False).to_event(parameters.dim() - batch_dim)
+        base = family(logits=parameters, validate_args=False)
+        event_dim = parameters.dim() - batch_dim
+        if event_dim == 0:
+            return base  # type: ignore[no-any-return]
+        return DirectIndependent(base, event_dim, partial(self.log_prob, parameters, batch_dim=batch_dim))
 
     def mean(self, parameters: Tensor) -> Tensor:  # type: ignore[override]
         """``sigmoid(logits)``, of the shape of the logits."""
@@ -69,8 +75,9 @@ ContinuousBernoulli() for values in [0, 1], Gaussian() for real values, or binar
 
     def log_prob(self, parameters: Tensor, x: Tensor, batch_dim: int) -> Tensor:  # type: ignore[override]
         """``Σ x l - log(1 + e^l)`` per datum, ``(*batch,)``."""
-        # log σ(l) - (1-x) l: exact for large |l| of both signs, unlike softplus with its threshold.
-        values = F.logsigmoid(parameters) - (1.0 - x.to(parameters.dtype)) * parameters
+        # log σ(l) + (x-1) l: exact for large |l| of both signs, unlike softplus with its threshold. In place: over
+        # many samples the time goes into new memory.
+        values = F.logsigmoid(parameters).addcmul_(parameters, x.to(parameters.dtype) - 1.0)
         return sum_event(values, parameters.dim() - batch_dim)
 
     def validate(self, x: Tensor, name: str = "x") -> None:
