@@ -22,7 +22,9 @@ def run(quick: bool) -> Result:
         centroids, factors = centroid_cloud(count, d)
         metric = rv.geometry.CentroidMetric(centroids, factors, TEMPERATURE, REGULARIZATION)
         density = rv.distributions.InverseVolume(metric)
-        kernel = rv.sampling.HMC(density.log_density_and_gradient, STEP_SIZE, LEAPFROG)
+        kernel = rv.sampling.HMC(
+            density.log_density_and_gradient, STEP_SIZE, LEAPFROG, gradient=density.log_density_gradient
+        )
         state = kernel.init(centroids[torch.randint(count, (CHAINS,))])
         model = peer_model("rhvae", latent_dim=d)
         set_peer_metric(model, centroids, factors)

@@ -168,6 +168,18 @@ class InverseVolume(TorchDistribution):
         log_volume, gradient = self.metric.log_volume_and_gradient(z)
         return self._inside_only(z, -log_volume), -gradient
 
+    def log_density_gradient(self, z: Tensor) -> Tensor:
+        """The gradient of :meth:`log_density_and_gradient` alone, for less.
+
+        Args:
+            z: points ``(..., d)``.
+
+        Returns:
+            ``(..., d)``.
+        """
+        check_last_dim("z", z, self.event_shape[0])
+        return -self.metric.log_volume_gradient(z)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """The normalised log density, ``-inf`` outside the ball.
 

@@ -148,7 +148,7 @@ def log_likelihood(
         guide: Its guide.
         data: Tensor, array, tuple or mapping of these, data set or loader.
         num_samples: ``S``.
-        chunk_size: Data times samples at once; None is about 4,000. The result does not depend on it but for
+        chunk_size: Data times samples at once; None is about 2,000. The result does not depend on it but for
             its draws.
         seed: Of the draws; the caller's generator is left as it was. None draws from it.
         tolerance: Residual to which fixed points of Riemannian guides are iterated.

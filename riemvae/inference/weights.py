@@ -26,7 +26,7 @@ from riemvae.inference.batches import batch_call, batch_length, make_batches
 from riemvae.likelihoods import is_density
 
 # Data times samples that go through the decoder at once, where nothing else is asked for.
-DEFAULT_CHUNK = 1 << 12
+DEFAULT_CHUNK = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def log_weights(
         data: One batch: tensor or array -> ``model(x)``, tuple -> ``model(*batch)``, mapping ->
             ``model(**batch)``.
         num_samples: ``S``.
-        chunk_size: Data times samples evaluated at once; memory is bounded by it. None is about 4,000.
+        chunk_size: Data times samples evaluated at once; memory is bounded by it. None is about 2,000.
         tolerance: Residual of fixed points.
 
     Returns:

@@ -75,8 +75,8 @@ ContinuousBernoulli() for values in [0, 1], Gaussian() for real values, or binar
 
     def log_prob(self, parameters: Tensor, x: Tensor, batch_dim: int) -> Tensor:  # type: ignore[override]
         """``Σ x l - log(1 + e^l)`` per datum, ``(*batch,)``."""
-        # log σ(l) + (x-1) l: exact for large |l| of both signs, unlike softplus with its threshold. In place: over
-        # many samples the time goes into new memory.
+        # log σ(l) + (x-1) l: exact for large |l| of both signs, unlike softplus with its threshold. In place:
+        # over many samples the time goes into new memory.
         values = F.logsigmoid(parameters).addcmul_(parameters, x.to(parameters.dtype) - 1.0)
         return sum_event(values, parameters.dim() - batch_dim)
 

@@ -68,6 +68,8 @@ class HMC:
         mass: diagonal of the mass matrix, shape ``(d,)``; ``None`` is the identity.
         jitter: the step of each trajectory of each chain is multiplied by a uniform draw from
             ``[1 - jitter, 1 + jitter]``, which breaks periodic orbits.
+        gradient: ``z (C, d) -> gradient (C, d)`` alone, where it is had for less; it serves inside a
+            trajectory, where the density itself is not needed.
 
     Raises:
         ValueError: on a step size, mass or number of steps that is not positive, or a jitter outside ``[0,
@@ -86,6 +88,7 @@ class HMC:
     num_steps: int
     mass: Tensor | None = None
     jitter: float = 0.0
+    gradient: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
@@ -127,8 +130,12 @@ class HMC:
                 lost = lost | ~torch.isfinite(z).all(-1)
                 z = torch.where(lost.unsqueeze(-1), state.position, z)
                 v = torch.where(lost.unsqueeze(-1), momentum, v)
-            log_density, gradient = self.log_density_and_gradient(z)
-            v = v + (step if k < self.num_steps - 1 else 0.5 * step) * gradient
+            last = k == self.num_steps - 1
+            if last or self.gradient is None:
+                log_density, gradient = self.log_density_and_gradient(z)
+            else:
+                gradient = self.gradient(z)
+            v = v + (0.5 * step if last else step) * gradient
         return ChainState(z, log_density.masked_fill(lost, torch.nan), gradient), v
 
     def kinetic_energy(self, momentum: Tensor) -> Tensor:

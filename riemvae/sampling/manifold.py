@@ -222,7 +222,10 @@ class ManifoldSampler:
         return pool[torch.randint(len(pool), (n,), device=pool.device)]
 
     def _kernel(self, tuning: Tensor) -> HMC:
-        kernel = HMC(self.density.log_density_and_gradient, 0.03, self.num_leapfrog)
+        density = self.density
+        kernel = HMC(
+            density.log_density_and_gradient, 0.03, self.num_leapfrog, gradient=density.log_density_gradient
+        )
         if self.step_size is None and self.mode == "chains":
             return kernel
         if self.step_size is None or isinstance(self.step_size, str):

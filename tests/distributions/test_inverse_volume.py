@@ -312,3 +312,11 @@ def test_refusals():
         InverseVolume(bumps(2, regularization=0.0))
     with pytest.raises(ValueError, match=r"^z: "):
         InverseVolume(bumps(2)).log_prob(torch.zeros(3, dtype=torch.float64))
+
+
+def test_the_gradient_alone_is_that_of_the_pair():
+    torch.manual_seed(0)
+    metric = CentroidMetric(torch.randn(5, 2), torch.randn(5, 2, 2).tril(), temperature=0.8)
+    density = InverseVolume(metric)
+    z = 3 * torch.randn(20, 2)
+    torch.testing.assert_close(density.log_density_gradient(z), density.log_density_and_gradient(z)[1])

@@ -222,3 +222,24 @@ def test_bad_shapes():
         with_gradient(lambda z: -z.square().sum())(torch.zeros(4, 2))
     with pytest.raises(ValueError, match=r"^log_density: "):
         with_gradient(3.0)
+
+
+def test_a_gradient_of_its_own_changes_no_trajectory():
+    calls = []
+
+    def gradient(z):
+        calls.append(len(z))
+        return -z
+
+    def both(z):
+        return -0.5 * z.square().sum(-1), -z
+
+    torch.manual_seed(0)
+    start, momentum = torch.randn(6, 2), torch.randn(6, 2)
+    ends = []
+    for kernel in (HMC(both, 0.3, 5), HMC(both, 0.3, 5, gradient=gradient)):
+        ends.append(kernel.trajectory(kernel.init(start), momentum))
+    for one, other in zip(ends[0][0], ends[1][0]):
+        assert torch.equal(one, other)
+    assert torch.equal(ends[0][1], ends[1][1])
+    assert calls == [6] * 4  # the last position needs the density too
