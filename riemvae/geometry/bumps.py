@@ -27,7 +27,9 @@ def _pull(
     matrix: Tensor, weights: Tensor, columns: Tensor, z: Tensor, extended: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     traces = matrix @ columns.mT
-    sums = (traces * weights) @ extended
+    # Nothing will be differentiated: the product may take the place of a factor.
+    products = traces * weights if torch.is_grad_enabled() else traces.mul_(weights)
+    sums = products @ extended
     return torch.addcmul(sums[:, :-1], z, sums[:, -1:], value=-1.0), traces, sums
 
 
