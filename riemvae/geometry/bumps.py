@@ -7,7 +7,7 @@ differentiated.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,14 +23,22 @@ def _sum(z: Tensor, centroids: Tensor, norms: Tensor, columns: Tensor, scale: fl
     return weights, weights @ columns
 
 
+class _Pulled(NamedTuple):
+    """A pullback and what its derivative needs."""
+
+    value: Tensor
+    traces: Tensor
+    products: Tensor
+    sums: Tensor
+
+
 def _pull(
-    matrix: Tensor, weights: Tensor, columns: Tensor, z: Tensor, extended: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    matrix: Tensor, weights: Tensor, columns: Tensor, z: Tensor, extended: Tensor, in_place: bool = False
+) -> _Pulled:
     traces = matrix @ columns.mT
-    # Nothing will be differentiated: the product may take the place of a factor.
-    products = traces * weights if torch.is_grad_enabled() else traces.mul_(weights)
+    products = traces.mul_(weights) if in_place else traces * weights
     sums = products @ extended
-    return torch.addcmul(sums[:, :-1], z, sums[:, -1:], value=-1.0), traces, sums
+    return _Pulled(torch.addcmul(sums[:, :-1], z, sums[:, -1:], value=-1.0), traces, products, sums)
 
 
 def _plain() -> bool:
@@ -76,15 +84,15 @@ class _Pullback(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, matrix: Tensor, weights: Tensor, columns: Tensor, z: Tensor, extended: Tensor
     ) -> Tensor:
-        pulled, traces, sums = _pull(matrix, weights, columns, z, extended)
-        ctx.save_for_backward(matrix, weights, columns, z, extended, traces, sums)
-        return pulled
+        pulled = _pull(matrix, weights, columns, z, extended)
+        ctx.save_for_backward(matrix, weights, columns, z, extended, *pulled[1:])
+        return pulled.value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        matrix, weights, columns, z, extended, traces, sums = ctx.saved_tensors
+        matrix, weights, columns, z, extended, traces, products, sums = ctx.saved_tensors
         if torch.is_grad_enabled():  # differentiated again: what was kept as numbers is computed once more
-            _, traces, sums = _pull(matrix, weights, columns, z, extended)
+            _, traces, products, sums = _pull(matrix, weights, columns, z, extended)
         grad_sums = torch.cat([grad, -(z * grad).sum(-1, keepdim=True)], -1)
         grad_product = grad_sums @ extended.mT
         grad_traces = grad_product * weights
@@ -94,7 +102,7 @@ class _Pullback(torch.autograd.Function):
             grad_product * traces if needs[1] else None,
             grad_traces.mT @ matrix if needs[2] else None,
             -grad * sums[:, -1:] if needs[3] else None,
-            (traces * weights).mT @ grad_sums if needs[4] else None,
+            products.mT @ grad_sums if needs[4] else None,
         )
 
 
@@ -132,5 +140,5 @@ def bump_pullback(matrix: Tensor, weights: Tensor, columns: Tensor, z: Tensor, e
         A tensor ``(B, d)``.
     """
     if _plain():
-        return _pull(matrix, weights, columns, z, extended)[0]
+        return _pull(matrix, weights, columns, z, extended, in_place=not torch.is_grad_enabled()).value
     return _Pullback.apply(matrix, weights, columns, z, extended)  # type: ignore[no-any-return]
