@@ -6,16 +6,16 @@ import contextlib
 import csv
 import io
 import os
-import tempfile
 import zipfile
 import zlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from riemvae._atomic import write_file
 from riemvae._checks import argument_error, check_choice
 
 SUFFIXES = (".npy", ".npz", ".csv")
@@ -60,6 +60,7 @@ def read_array(path: str | os.PathLike[str], key: str | None = None, label: str 
         FileNotFoundError: There is no such file.
 
     Example:
+        >>> import tempfile
         >>> folder = tempfile.mkdtemp()
         >>> write_array(os.path.join(folder, "a.csv"), np.eye(2), columns=("u", "v"))
         >>> read_array(os.path.join(folder, "a.csv")).columns
@@ -218,6 +219,7 @@ def write_array(
             names or labels of another number.
 
     Example:
+        >>> import tempfile
         >>> path = os.path.join(tempfile.mkdtemp(), "digits.npz")
         >>> write_array(path, np.zeros((3, 8, 8)), y=np.arange(3))
         >>> read_array(path).y
@@ -236,13 +238,13 @@ def write_array(
     if suffix == ".npy":
         if y is not None:
             raise argument_error("y", "None for a .npy file, which holds one array", y, "use .npz")
-        _replace(path, lambda file: np.save(file, x, allow_pickle=False))
+        write_file(path, lambda file: np.save(file, x, allow_pickle=False))
     elif suffix == ".npz":
         arrays = {"x": x} if y is None else {"x": x, "y": y}
-        _replace(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+        write_file(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     else:
         text = _csv_text(x, y, columns, label)
-        _replace(path, lambda file: file.write(text.encode()))
+        write_file(path, lambda file: file.write(text.encode()))
 
 
 def _csv_text(x: np.ndarray, y: np.ndarray | None, columns: Sequence[str] | None, label: str) -> str:
@@ -259,20 +261,3 @@ def _csv_text(x: np.ndarray, y: np.ndarray | None, columns: Sequence[str] | None
     rows = x.tolist()  # Python's repr of a float is the shortest text that reads back exactly
     writer.writerows(rows if y is None else ([*row, value] for row, value in zip(rows, y.tolist())))
     return buffer.getvalue()
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes to a temporary file beside ``path`` and renames it, so that readers never see a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp gives 0o600
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from riemvae._atomic import new_folder, write_file
 from riemvae.demo.experiment import TRAINING_SETS
 from riemvae.demo.report import KIND
 from riemvae.demo.settings import CLASSIFIERS, MODELS
@@ -45,29 +43,11 @@ def write_folder(
 ) -> None:
     """Writes report, predictions, figure and the first seed's RHVAE; the folder appears whole or not."""
     check_folder(folder)
-    target = Path(os.path.realpath(folder))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    new, old = (target.with_name(f".{target.name}.{token}.{end}") for end in ("new", "old"))
-    new.mkdir()
-    try:
+    with new_folder(folder) as new:
         write_json(new / REPORT, report)
         np.savez_compressed(new / ARRAYS, **arrays(outcomes))  # type: ignore[arg-type]
         figure.savefig(new / FIGURE, dpi=110)
         outcomes[0]["autoencoder"].save(new / MODEL)
-        replaces = target.exists()
-        if replaces:
-            os.rename(target, old)
-        try:
-            os.rename(new, target)
-        except BaseException:
-            if replaces:
-                os.rename(old, target)
-            raise
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def arrays(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -99,23 +79,14 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
         content: What to write.
 
     Example:
+        >>> import tempfile
         >>> folder = tempfile.mkdtemp()
         >>> write_json(os.path.join(folder, "a.json"), {"khat": math.nan})
         >>> Path(folder, "a.json").read_text().split()
         ['{', '"khat":', 'null', '}']
     """
-    path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp gives 0o600
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_file(path, lambda file: file.write(text.encode()))
 
 
 def finite(value: Any) -> Any:

@@ -83,8 +83,35 @@ class ConvolutionalTrunk(nn.Module):
         return features.reshape(*x.shape[:-3], self.num_features)
 
 
+class _Convolutional(nn.Module):
+    """What the encoder and the metric network share: convolutions of stride 2, then layers for both heads."""
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        latent_dim: int,
+        channels: Sequence[int] = (32, 64),
+        hidden: int | Sequence[int] = (),
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        self.input_shape = as_shape("input_shape", input_shape)
+        self.latent_dim = check_count("latent_dim", latent_dim)
+        self.channels = as_widths("channels", channels)
+        self.hidden = as_widths("hidden", hidden)
+        self.activation = activation
+        trunk = ConvolutionalTrunk(self.input_shape, self.channels, activation)
+        widths = (trunk.num_features, *self.hidden)
+        self.trunk = nn.Sequential(trunk, *dense(widths, activation))
+        self._add_heads(widths[-1])
+
+    def _add_heads(self, width: int) -> None:
+        """Adds the two heads on ``width`` features."""
+        raise NotImplementedError
+
+
 @recipe
-class ConvEncoder(nn.Module):
+class ConvEncoder(_Convolutional):
     """Convolutional encoder ``x -> (loc, scale)`` of a diagonal Gaussian, ``scale = exp(½ log σ²)``.
 
     Args:
@@ -105,24 +132,8 @@ class ConvEncoder(nn.Module):
         (torch.Size([5, 2]), torch.Size([5, 2]))
     """
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        latent_dim: int,
-        channels: Sequence[int] = (32, 64),
-        hidden: int | Sequence[int] = (),
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        self.input_shape = as_shape("input_shape", input_shape)
-        self.latent_dim = d = check_count("latent_dim", latent_dim)
-        self.channels = as_widths("channels", channels)
-        self.hidden = as_widths("hidden", hidden)
-        self.activation = activation
-        trunk = ConvolutionalTrunk(self.input_shape, self.channels, activation)
-        widths = (trunk.num_features, *self.hidden)
-        self.trunk = nn.Sequential(trunk, *dense(widths, activation))
-        self.heads = Heads(widths[-1], (), d, d, activation)
+    def _add_heads(self, width: int) -> None:
+        self.heads = Heads(width, (), self.latent_dim, self.latent_dim, self.activation)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(..., C, H, W) -> ((..., d), (..., d))``."""
@@ -182,7 +193,7 @@ class ConvDecoder(nn.Module):
 
 
 @recipe
-class ConvMetric(nn.Module):
+class ConvMetric(_Convolutional):
     """Convolutional metric network ``x -> L(x)``: features of `ConvEncoder`, heads and start of `MLPMetric`.
 
     Args:
@@ -201,24 +212,9 @@ class ConvMetric(nn.Module):
         torch.Size([5, 3, 3])
     """
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        latent_dim: int,
-        channels: Sequence[int] = (32, 64),
-        hidden: int | Sequence[int] = (),
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        self.input_shape = as_shape("input_shape", input_shape)
-        self.latent_dim = d = check_count("latent_dim", latent_dim)
-        self.channels = as_widths("channels", channels)
-        self.hidden = as_widths("hidden", hidden)
-        self.activation = activation
-        trunk = ConvolutionalTrunk(self.input_shape, self.channels, activation)
-        widths = (trunk.num_features, *self.hidden)
-        self.trunk = nn.Sequential(trunk, *dense(widths, activation))
-        self.heads = Heads(widths[-1], (), d, d * (d - 1) // 2, activation)
+    def _add_heads(self, width: int) -> None:
+        d = self.latent_dim
+        self.heads = Heads(width, (), d, d * (d - 1) // 2, self.activation)
         self.heads.start_at(LOG_DIAGONAL_START, 0.0, METRIC_WEIGHT_SCALE)
         self.factors = TriangularFactors(d)
 

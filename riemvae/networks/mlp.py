@@ -28,8 +28,35 @@ def _shared(shared_layers: int, hidden: tuple[int, ...]) -> int:
     return min(count, len(hidden))
 
 
+class _FullyConnected(nn.Module):
+    """What the encoder and the metric network share: hidden layers, the first of them for both heads."""
+
+    def __init__(
+        self,
+        input_shape: int | Sequence[int],
+        latent_dim: int,
+        hidden: int | Sequence[int] = (400,),
+        shared_layers: int = 1,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        self.input_shape = as_shape("input_shape", input_shape)
+        self.latent_dim = check_count("latent_dim", latent_dim)
+        self.hidden = as_widths("hidden", hidden)
+        self.shared_layers = shared_layers
+        self.activation = activation
+        shared = _shared(shared_layers, self.hidden)
+        widths = (flat_size(self.input_shape), *self.hidden)
+        self.trunk = dense(widths[: shared + 1], activation)
+        self._add_heads(widths[shared], widths[shared + 1 :])
+
+    def _add_heads(self, width: int, hidden: tuple[int, ...]) -> None:
+        """Adds the two heads on ``width`` features, each with ``hidden`` layers of its own."""
+        raise NotImplementedError
+
+
 @recipe
-class MLPEncoder(nn.Module):
+class MLPEncoder(_FullyConnected):
     """Fully connected encoder ``x -> (loc, scale)`` of a diagonal Gaussian.
 
     The two heads share the first `shared_layers` hidden layers and have the others each for itself. With the
@@ -54,24 +81,8 @@ class MLPEncoder(nn.Module):
         (torch.Size([5, 2]), True)
     """
 
-    def __init__(
-        self,
-        input_shape: int | Sequence[int],
-        latent_dim: int,
-        hidden: int | Sequence[int] = (400,),
-        shared_layers: int = 1,
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        self.input_shape = as_shape("input_shape", input_shape)
-        self.latent_dim = check_count("latent_dim", latent_dim)
-        self.hidden = as_widths("hidden", hidden)
-        self.shared_layers = shared_layers
-        self.activation = activation
-        shared = _shared(shared_layers, self.hidden)
-        widths = (flat_size(self.input_shape), *self.hidden)
-        self.trunk = dense(widths[: shared + 1], activation)
-        self.heads = Heads(widths[shared], widths[shared + 1 :], self.latent_dim, self.latent_dim, activation)
+    def _add_heads(self, width: int, hidden: tuple[int, ...]) -> None:
+        self.heads = Heads(width, hidden, self.latent_dim, self.latent_dim, self.activation)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(..., *input_shape) -> ((..., d), (..., d))``."""
@@ -125,7 +136,7 @@ class MLPDecoder(nn.Module):
 
 
 @recipe
-class MLPMetric(nn.Module):
+class MLPMetric(_FullyConnected):
     """Fully connected metric network ``x -> L(x)``, the lower-triangular factor of eq. 1.7.
 
     One hidden layer is shared by a head for the log-diagonal and a head for the part below it (table 1.10 of
@@ -150,24 +161,9 @@ class MLPMetric(nn.Module):
         (torch.Size([5, 3, 3]), True, True)
     """
 
-    def __init__(
-        self,
-        input_shape: int | Sequence[int],
-        latent_dim: int,
-        hidden: int | Sequence[int] = (400,),
-        shared_layers: int = 1,
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        self.input_shape = as_shape("input_shape", input_shape)
-        self.latent_dim = d = check_count("latent_dim", latent_dim)
-        self.hidden = as_widths("hidden", hidden)
-        self.shared_layers = shared_layers
-        self.activation = activation
-        shared = _shared(shared_layers, self.hidden)
-        widths = (flat_size(self.input_shape), *self.hidden)
-        self.trunk = dense(widths[: shared + 1], activation)
-        self.heads = Heads(widths[shared], widths[shared + 1 :], d, d * (d - 1) // 2, activation)
+    def _add_heads(self, width: int, hidden: tuple[int, ...]) -> None:
+        d = self.latent_dim
+        self.heads = Heads(width, hidden, d, d * (d - 1) // 2, self.activation)
         self.heads.start_at(LOG_DIAGONAL_START, 0.0, METRIC_WEIGHT_SCALE)
         self.factors = TriangularFactors(d)
 

@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from riemvae._atomic import new_folder
 
 FORMAT = "riemvae"
 FORMAT_VERSION = 1
@@ -40,14 +40,8 @@ def write_folder(
     Raises:
         ValueError: ``folder`` is a file, or holds anything else than a riemvae save.
     """
-    target = Path(os.path.realpath(folder))
-    _refuse_foreign(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    new = target.with_name(f".{target.name}.{token}.new")
-    old = target.with_name(f".{target.name}.{token}.old")
-    try:
-        new.mkdir()
+    _refuse_foreign(Path(os.path.realpath(folder)))
+    with new_folder(folder) as new:
         weights = safetensors.torch.save(tensors, metadata={"format": FORMAT})
         digest = {"file": WEIGHTS, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
         config = {
@@ -59,25 +53,6 @@ def write_folder(
         }
         _write(new / WEIGHTS, weights)
         _write(new / CONFIG, (json.dumps(config, indent=1, allow_nan=False) + "\n").encode())
-        _flush_folder(new)
-        _swap(new, target, old)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _swap(new: Path, target: Path, old: Path) -> None:
-    replaces = target.exists()
-    if replaces:
-        os.rename(target, old)
-    try:
-        os.rename(new, target)
-    except BaseException:
-        if replaces:
-            os.rename(old, target)
-        raise
-    _flush_folder(target.parent)
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -105,15 +80,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    with contextlib.suppress(PermissionError):  # Windows opens no folders, and needs none flushed
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
