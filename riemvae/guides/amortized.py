@@ -20,6 +20,7 @@ from riemvae._checks import argument_error
 from riemvae.guides.log_joint import (
     BATCH_DIM,
     ModelStructure,
+    component_support,
     examine,
     is_real,
     is_subsample,
@@ -204,7 +205,7 @@ class AmortizedGuide(PyroModule):
         """The bijection from ``ℝᵈ`` to the latent's support, None where that is ``ℝᵈ``."""
         if is_real(structure.support):
             return None
-        transform = biject_to(structure.support)
+        transform = biject_to(component_support(structure.support))
         if transform.inverse_shape(structure.event_shape) != structure.event_shape:
             raise argument_error(
                 "model",

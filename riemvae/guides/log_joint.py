@@ -159,9 +159,16 @@ def per_datum(log_prob: Tensor, batch_shape: torch.Size) -> Tensor:
     return log_prob.reshape(log_prob.shape[excess:]).expand(batch_shape)
 
 
+def component_support(support: Any) -> Any:
+    """The support of a mixture's components, which is the mixture's; any other support as it is."""
+    while not isinstance(support, constraints.independent) and hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
 def is_real(support: Any) -> bool:
     """Whether a support is all of ``ℝᵈ``."""
-    while isinstance(support, constraints.independent):
+    while hasattr(support, "base_constraint"):  # of independent coordinates, or of a mixture
         support = support.base_constraint
     return support is constraints.real or support is constraints.real_vector
 

@@ -80,9 +80,11 @@ class LogLikelihood:
 
     def __repr__(self) -> str:
         s = self.summary()
+        share = s["share_khat_above_0.7"]
+        khat = "too few samples for k̂" if math.isnan(share) else f"k̂>0.7: {100 * share:.0f} %"
         return (
             f"LogLikelihood(mean={s['mean']:.3f} ± {s['stderr']:.3f} nats over {len(self)} data, "
-            f"mcse={s['mcse']:.3f}, S={self.num_samples}, k̂>0.7: {100 * s['share_khat_above_0.7']:.0f} %)"
+            f"mcse={s['mcse']:.3f}, S={self.num_samples}, {khat})"
         )
 
 
