@@ -18,7 +18,7 @@ from torch.distributions import Independent, Normal
 from riemvae._checks import argument_error, check_count, check_positive
 from riemvae._recipe import recipe
 from riemvae.guides.log_joint import data_plate, in_batch, is_subsample
-from riemvae.inference.weights import draw_weights
+from riemvae.inference.weights import draw_weights, log_mean_exp
 
 
 @recipe
@@ -172,8 +172,7 @@ class IWAE(PyroELBO):
             kept = ~failed.all(0)
             self.num_left_out = int((~kept).sum())
             log_weights = torch.where(failed, -math.inf, log_weights)[:, kept]
-        bound = torch.logsumexp(log_weights, 0) - math.log(self.num_samples)
-        return -draw.scale * bound.sum()
+        return -draw.scale * log_mean_exp(log_weights).sum()
 
     @staticmethod
     def _refuse(trace: poutine.Trace, plate: str | None) -> None:

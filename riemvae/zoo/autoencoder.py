@@ -19,7 +19,7 @@ from riemvae.guides import AmortizedGuide, RiemannianHamiltonianGuide
 from riemvae.inference import LogLikelihood, fit, log_likelihood
 from riemvae.inference.fit import Fit
 from riemvae.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
-from riemvae.sampling import ManifoldSampler, PriorSampler
+from riemvae.sampling import ManifoldSampler, PriorSampler, decode
 
 
 def choose_likelihood(x: Tensor) -> Likelihood:
@@ -187,15 +187,18 @@ class Autoencoder(nn.Module):
         """Decoder means at ``z (n, d)``, ``(n, *input_shape)``; with ``noise``, draws of ``p(x|z)``."""
         if z.dim() != 2 or z.shape[-1] != self.latent_dim or len(z) == 0:
             raise argument_error("z", f"points of shape (n, {self.latent_dim})", z)
+        model = self.model
+
+        def observe(part: Tensor) -> Tensor:
+            return model.likelihood(model.decode(part), 1).sample() if noise else model.decoder_mean(part)
+
         was_training = self.training
         self.eval()
-        parts = []
-        for part in z.to(self.device).split(batch_size):
-            parameters = self.model.decode(part)
-            likelihood = self.model.likelihood
-            parts.append(likelihood(parameters, 1).sample() if noise else likelihood.mean(parameters))
-        self.train(was_training)
-        return self._undone(torch.cat(parts)).reshape(len(z), *self.input_shape)
+        try:
+            x = decode(observe, z.to(self.device), batch_size)
+        finally:
+            self.train(was_training)
+        return self._undone(x).reshape(len(z), *self.input_shape)
 
     def reconstruct(self, x: Any) -> Tensor:
         """Decoder means at the encoder's means, ``(N, *input_shape)``."""
