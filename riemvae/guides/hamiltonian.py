@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,9 @@ from riemvae.geometry import (
 from riemvae.guides.amortized import AmortizedGuide, Given, GuideCall
 from riemvae.guides.evaluation import Evaluation, current_evaluation
 from riemvae.guides.log_joint import in_batch, is_subsample, per_datum, potential_of, site_log_prob
+
+# A residual that shows in a bound: the error of its log-determinant is of that size.
+_RESIDUAL_LIMIT = 1e-2
 
 
 class _Rename(Messenger):
@@ -136,6 +140,7 @@ class HamiltonianGuide(AmortizedGuide):
             self._fixed_tempering = float(tempering)
         self.num_diverged = 0
         self.info: IntegratorInfo | None = None
+        self._warned = False
 
     @property
     def step_size(self) -> float | Tensor:
@@ -283,6 +288,15 @@ class HamiltonianGuide(AmortizedGuide):
         self.info = IntegratorInfo(
             info.residual.detach(), info.converged, failed, info.potential.detach(), info.iterations
         )
+        residual = float(torch.where(failed, 0.0, self.info.residual).max())
+        if residual > _RESIDUAL_LIMIT and current_evaluation() is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the fixed points of the flow still moved by {residual:.2g} in their last iteration: it "
+                "does not preserve volume and the bound is off by about as much; take a smaller step_size or "
+                "more fixed_point_steps (said once)",
+                stacklevel=2,
+            )
 
 
 def _ordinary(value: Any) -> Any:
