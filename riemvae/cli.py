@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from riemvae._atomic import write_file
+
 # What computes is imported inside the commands, so that --help and a mistyped option answer at once.
 if TYPE_CHECKING:
     import numpy as np
@@ -334,7 +336,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         "reconstruction_mean_squared_error": float(difference.square().mean()),
     }
     if arguments.out is not None:
-        from riemvae.demo.files import write_json
+        from riemvae.data import write_json
 
         write_json(arguments.out, report)
     _print_table("held-out data, nats a datum on the scale the model sees", report)
@@ -409,7 +411,8 @@ def _draw_grid(path: Path, images: np.ndarray) -> None:
         ax.axis("off")
     for ax, image in zip(axes, images):
         ax.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
-    figure.savefig(path, dpi=110)
+    kind = path.suffix.lower()[1:]
+    write_file(path, lambda file: figure.savefig(file, dpi=110, format=kind))
 
 
 def _print_table(title: str, rows: Mapping[str, Any]) -> None:

@@ -14,10 +14,10 @@ from scipy import stats
 
 import riemvae as rv
 from riemvae.cli import main
-from riemvae.data import load_digits_split
+from riemvae.data import load_digits_split, write_json
 from riemvae.demo import run
 from riemvae.demo.experiment import TRAINING_SETS, along_geometry, by_digit, cycled, from_prior, training_sets
-from riemvae.demo.files import check_folder, write_folder, write_json
+from riemvae.demo.files import check_folder, write_folder
 from riemvae.demo.picture import mosaic
 from riemvae.demo.report import COMPARISONS, findings
 from riemvae.demo.run import progress_lines

@@ -1,7 +1,7 @@
 """Data: arrays and files in, undoable preprocessing, small real data sets."""
 
 from riemvae.data.arrays import as_tensor
-from riemvae.data.files import ArrayFile, read_array, write_array
+from riemvae.data.files import ArrayFile, read_array, write_array, write_json
 from riemvae.data.preprocessing import Affine, Identity, Preprocessing, Standardize, infer_preprocessing
 from riemvae.data.small import DigitsSplit, load_digits_split
 
@@ -17,4 +17,5 @@ __all__ = [
     "load_digits_split",
     "read_array",
     "write_array",
+    "write_json",
 ]

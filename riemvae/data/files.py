@@ -1,17 +1,19 @@
-"""Reading and writing ``.npy``, ``.npz`` and ``.csv``, running no code and leaving no half-written file."""
+"""Arrays in ``.npy``, ``.npz`` and ``.csv``, reports in JSON: no code is run, no file left half written."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import io
+import json
+import math
 import os
 import zipfile
 import zlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -261,3 +263,30 @@ def _csv_text(x: np.ndarray, y: np.ndarray | None, columns: Sequence[str] | None
     rows = x.tolist()  # Python's repr of a float is the shortest text that reads back exactly
     writer.writerows(rows if y is None else ([*row, value] for row, value in zip(rows, y.tolist())))
     return buffer.getvalue()
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Writes JSON at one stroke; numbers that are not finite become null.
+
+    Args:
+        path: The file.
+        content: What to write.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> write_json(os.path.join(folder, "a.json"), {"khat": math.nan})
+        >>> Path(folder, "a.json").read_text().split()
+        ['{', '"khat":', 'null', '}']
+    """
+    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+def _finite(value: Any) -> Any:
+    """The value with null in place of numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,17 +1,16 @@
-"""Where the demo's report is kept, and JSON written at one stroke."""
+"""Where the demo's report is kept."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from riemvae._atomic import new_folder, write_file
+from riemvae._atomic import new_folder
+from riemvae.data import write_json
 from riemvae.demo.experiment import TRAINING_SETS
 from riemvae.demo.report import KIND
 from riemvae.demo.settings import CLASSIFIERS, MODELS
@@ -69,30 +68,3 @@ def arrays(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         for key in ("log_prob", "mcse", "khat", "own_guide"):
             result[f"{key}_{name}"] = np.stack([o["likelihood"][name][key] for o in outcomes])
     return result
-
-
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Writes JSON at one stroke; numbers that are not finite become null.
-
-    Args:
-        path: The file.
-        content: What to write.
-
-    Example:
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> write_json(os.path.join(folder, "a.json"), {"khat": math.nan})
-        >>> Path(folder, "a.json").read_text().split()
-        ['{', '"khat":', 'null', '}']
-    """
-    text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(path, lambda file: file.write(text.encode()))
-
-
-def finite(value: Any) -> Any:
-    """The value with null in place of numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -60,12 +61,7 @@ class GuideCall:
         """The rows of ``x`` that this call is about, where the model draws its own subsample of it."""
         for plate in self._plates:
             drawn = plate.name in self.structure.subsampled and plate.dim == BATCH_DIM
-            if (
-                drawn
-                and isinstance(x, Tensor)
-                and x.shape[:1] == (plate.size,)
-                and plate.subsample_size != plate.size
-            ):
+            if drawn and isinstance(x, Tensor) and x.shape[:1] == (plate.size,):
                 return x[plate.indices]
         return x
 
@@ -102,10 +98,8 @@ class AmortizedGuide(PyroModule):
         return self._model_reference[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # The model is shared, not copied, unless it is copied in the same call (copy.deepcopy((model,
-        # guide))).
-        import copy
-
+        # The model is shared, not copied, unless it was copied before in the same call, as in
+        # copy.deepcopy((model, guide)).
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
         state = {k: v for k, v in self.__dict__.items() if k != "_model_reference"}

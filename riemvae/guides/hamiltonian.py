@@ -168,7 +168,7 @@ class HamiltonianGuide(AmortizedGuide):
     def _start(
         self, call: GuideCall, transform: Any
     ) -> tuple[Tensor, Any, Tensor | float, Callable[[], Tensor]]:
-        """``u_0``, the posterior that it came from (None where unknown), and the density of its sites.
+        """``u_0``, the encoder's posterior (None where a base guide drew), and the density of its sites.
 
         That of a base guide is a density of ``z_0 = T(u_0)``: the third value is what has to be added to
         make it one of ``u_0``, the fourth gives it as registered.
@@ -193,7 +193,7 @@ class HamiltonianGuide(AmortizedGuide):
             terms = [site_log_prob(s, kept) for s in sites if in_batch(s, call.structure.plate)]
             return per_datum(sum(terms[1:], terms[0]), u.shape[:-1])
 
-        return u, encoder.current_posterior(call), log_det, log_prob
+        return u, None, log_det, log_prob
 
     def current_posterior(self, call: GuideCall) -> Any:
         """The encoder's distribution for this call, through any guides in between."""
@@ -288,8 +288,10 @@ class HamiltonianGuide(AmortizedGuide):
         self.info = IntegratorInfo(
             info.residual.detach(), info.converged, failed, info.potential.detach(), info.iterations
         )
+        if info.local is None or self._warned or current_evaluation() is not None:
+            return  # explicit, said already, or iterated to a tolerance
         residual = float(torch.where(failed, 0.0, self.info.residual).max())
-        if residual > _RESIDUAL_LIMIT and current_evaluation() is None and not self._warned:
+        if residual > _RESIDUAL_LIMIT:
             self._warned = True
             warnings.warn(
                 f"the fixed points of the flow still moved by {residual:.2g} in their last iteration: it "
@@ -408,7 +410,7 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
                 "call guide.freeze_metric(x) with the training data first",
             )
         inputs = self._inputs(call)
-        loc = self._loc(posterior)
+        loc = self._loc(self.current_posterior(call) if posterior is None else posterior)
         if self.training:
             self._batch_size = max(self._batch_size, len(loc))
         return self._metric(inputs[0], loc)  # type: ignore[operator,no-any-return]

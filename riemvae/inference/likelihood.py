@@ -16,7 +16,7 @@ from riemvae._checks import check_count
 from riemvae.guides.evaluation import evaluating
 from riemvae.inference.batches import batch_call, batch_length, make_batches, map_batch
 from riemvae.inference.pareto import pareto_shape, tail_size
-from riemvae.inference.weights import DEFAULT_CHUNK, draw_weights, global_draw, placement, refuse_scores
+from riemvae.inference.weights import DEFAULT_CHUNK, global_draw, placement, weight_chunks
 
 # An estimate of a datum with a larger shape is not to be trusted (Vehtari et al.).
 KHAT_LIMIT = 0.7
@@ -100,7 +100,7 @@ class _Accumulator:
         self.lost: Tensor | None = None
 
     def add(self, log_weights: Tensor) -> None:
-        log_weights = torch.where(torch.isnan(log_weights), -math.inf, log_weights).double()
+        log_weights = log_weights.double()
         first, second = torch.logsumexp(log_weights, 0), torch.logsumexp(2.0 * log_weights, 0)
         lost = torch.isneginf(log_weights).sum(0)
         if self.first is None or self.second is None or self.largest is None or self.lost is None:
@@ -195,15 +195,11 @@ def log_likelihood(
             first = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
             num_dims = math.prod(first.shape[1:])
             accumulator = _Accumulator(num_samples)
-            step = max(1, pairs // size)
             with torch.no_grad(), evaluating(tolerance):
                 if shared is None:
                     shared = global_draw(model, guide, args, kwargs)
-                for start in range(0, num_samples, step):
-                    draw = draw_weights(model, guide, args, kwargs, min(step, num_samples - start), shared)
-                    if start == 0:
-                        refuse_scores(draw.model_trace)
-                    accumulator.add(draw.log_weights)
+                for part in weight_chunks(model, guide, args, kwargs, size, num_samples, pairs, shared):
+                    accumulator.add(part)
             results.append(accumulator.result())
     log_prob, mcse, ess, khat, lost = (torch.cat(parts) for parts in zip(*results))
     bad = int((khat > KHAT_LIMIT).sum())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count
@@ -104,9 +105,7 @@ def _plates(
 
 def _site_terms(site: Mapping[str, Any], num_samples: int, nesting: int) -> Tensor:
     """One site's log probability as ``(S or 1, B or 1)``: every other plate summed."""
-    log_prob = site["fn"].log_prob(site["value"])
-    if site["mask"] is not None:
-        log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, torch.zeros_like(log_prob))
+    log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
     if log_prob.dim() <= 1:
         return log_prob.reshape(1, -1)
     if log_prob.dim() > nesting + 1:
@@ -205,26 +204,41 @@ def log_weights(
     _, dtype = placement(model, guide)
     batch = make_batches("data", data, shuffle=False, dtype=dtype).first()
     args, kwargs = batch_call(batch)
-    size = batch_length(batch)
     pairs = DEFAULT_CHUNK if chunk_size is None else check_count("chunk_size", chunk_size)
-    step = max(1, pairs // size)
-    parts = []
     with torch.no_grad(), evaluating(tolerance):
         shared = global_draw(model, guide, args, kwargs)
-        for start in range(0, num_samples, step):
-            draw = draw_weights(model, guide, args, kwargs, min(step, num_samples - start), shared)
-            if start == 0:
-                refuse_scores(draw.model_trace)
-                if draw.log_weights.shape[-1] != size:
-                    raise argument_error(
-                        "model",
-                        f"one weight for each of the {size} data",
-                        f"{draw.log_weights.shape[-1]} of them",
-                        "let the model take the batch as it is, not a subsample that it draws itself",
-                    )
-            parts.append(draw.log_weights)
-    log_weights = torch.cat(parts)
-    return torch.where(torch.isnan(log_weights), -math.inf, log_weights)
+        size = batch_length(batch)
+        return torch.cat(list(weight_chunks(model, guide, args, kwargs, size, num_samples, pairs, shared)))
+
+
+def weight_chunks(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    size: int,
+    num_samples: int,
+    pairs: int,
+    global_values: Mapping[str, Tensor],
+) -> Iterator[Tensor]:
+    """The weights of one batch of ``size`` data, ``pairs`` data times samples at once: ``(s, size)`` each.
+
+    Raises:
+        ValueError: A relaxed score in place of a density, or a model that draws a subsample of the batch.
+    """
+    step = max(1, pairs // size)
+    for start in range(0, num_samples, step):
+        draw = draw_weights(model, guide, args, kwargs, min(step, num_samples - start), global_values)
+        if start == 0:
+            refuse_scores(draw.model_trace)
+            if draw.log_weights.shape[-1] != size:
+                raise argument_error(
+                    "model",
+                    f"one weight for each of the {size} data",
+                    f"{draw.log_weights.shape[-1]} of them",
+                    "let the model take the batch as it is, not a subsample that it draws itself",
+                )
+        yield torch.where(torch.isnan(draw.log_weights), -math.inf, draw.log_weights)
 
 
 def placement(*callables: Callable[..., Any]) -> tuple[torch.device | None, torch.dtype | None]:

@@ -505,6 +505,8 @@ def test_a_subsample_drawn_by_the_model_is_redrawn_at_each_call():
     assert len(seen) > 1
     with pytest.raises(ValueError, match="one weight for each of the 12 data"):
         rv.log_weights(model, guide, full, 2)
+    with pytest.raises(ValueError, match="one weight for each of the 12 data"):
+        rv.log_likelihood(model, guide, full, num_samples=2)
 
 
 @pytest.mark.parametrize("name", HAMILTONIAN)

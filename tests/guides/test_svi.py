@@ -88,3 +88,25 @@ def test_what_was_decoded_is_not_taken_after_the_weights_changed():
     z = guide_trace.nodes["z"]["value"]
     expected = model.likelihood(model.decode(z), 1).log_prob(x)
     torch.testing.assert_close(replayed.nodes["x"]["fn"].log_prob(x), expected)
+
+
+def test_a_stacked_guide_encodes_again_only_for_a_learned_metric():
+    torch.manual_seed(0)
+    calls = []
+
+    class Encoder(nn.Module):
+        def forward(self, x):
+            calls.append(len(x))
+            return x[:, :LATENT], torch.ones(len(x), LATENT)
+
+    model = rv.VAE(nn.Linear(LATENT, D), LATENT)
+    base = rv.guides.HamiltonianGuide(model, Encoder())
+    network = rv.networks.CentroidMetricNetwork(rv.networks.MLPMetric((D,), LATENT, hidden=(6,)))
+    x = (torch.rand(5, D) < 0.4).float()
+    counts = {}
+    for name, metric in (("given", rv.geometry.ConstantMetric(torch.eye(LATENT))), ("learned", network)):
+        guide = rv.guides.RiemannianHamiltonianGuide(model, base, metric)
+        calls.clear()
+        guide(x)
+        counts[name] = len(calls)
+    assert counts == {"given": 1, "learned": 2}
