@@ -4,5 +4,16 @@ from riemvae.distributions import transforms
 from riemvae.distributions.hamiltonian import HamiltonianPosterior, PhaseSpace
 from riemvae.distributions.inverse_volume import InverseVolume
 from riemvae.distributions.momentum import MomentumNormal
+from riemvae.distributions.riemannian_uniform import RiemannianUniform
+from riemvae.distributions.spherical import HypersphericalUniform, VonMisesFisher
 
-__all__ = ["HamiltonianPosterior", "InverseVolume", "MomentumNormal", "PhaseSpace", "transforms"]
+__all__ = [
+    "HamiltonianPosterior",
+    "HypersphericalUniform",
+    "InverseVolume",
+    "MomentumNormal",
+    "PhaseSpace",
+    "RiemannianUniform",
+    "VonMisesFisher",
+    "transforms",
+]

@@ -11,7 +11,8 @@ import torch
 from pyro import poutine
 from scipy import integrate, stats
 
-from riemvae.distributions.inverse_volume import InverseVolume, _flattened
+from riemvae.distributions.inverse_volume import InverseVolume
+from riemvae.distributions.mixture import flattened
 from riemvae.geometry import CentroidMetric, EuclideanMetric, Metric
 
 
@@ -169,11 +170,11 @@ def test_poor_weights_are_flattened_and_good_ones_kept():
     torch.manual_seed(0)
     poor, good = 8 * torch.randn(1000), 0.1 * torch.randn(1000)
     poor[0] = -math.inf
-    flat = _flattened(poor, 100.0)
+    flat = flattened(poor, 100.0)
     assert float(1 / flat.square().sum()) == pytest.approx(100.0, rel=1e-2)
     # A power keeps the order of the weights, and a draw of no density at none.
     assert flat[0] == 0 and torch.equal(flat.argsort(), poor.argsort())
-    torch.testing.assert_close(_flattened(good, 100.0), good.softmax(0))
+    torch.testing.assert_close(flattened(good, 100.0), good.softmax(0))
 
 
 @pytest.mark.parametrize(("d", "n", "least"), [(2, 100, 0.5), (10, 180, 0.4), (20, 50, 0.4)])
