@@ -320,7 +320,8 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
     Args:
         model: Any Pyro model with a latent ``z``.
         encoder: ``x -> (loc, scale)``, ``x -> Distribution``, or another guide, whose draw is ``z_0``.
-        metric: A :class:`~riemvae.geometry.Metric`, or a module ``(x, loc) -> Metric``.
+        metric: A :class:`~riemvae.geometry.Metric`, or a module ``(x, loc) -> Metric``; one whose attribute
+            ``takes_posterior`` is true is given the encoder's distribution in place of its means ``loc``.
         num_steps: ``K >= 0``.
         step_size: ``ε``.
         tempering: ``√β_0``; 1 is none.
@@ -410,10 +411,16 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
                 "call guide.freeze_metric(x) with the training data first",
             )
         inputs = self._inputs(call)
-        loc = self._loc(self.current_posterior(call) if posterior is None else posterior)
+        posterior = self.current_posterior(call) if posterior is None else posterior
+        loc = self._loc(posterior)
         if self.training:
             self._batch_size = max(self._batch_size, len(loc))
-        return self._metric(inputs[0], loc)  # type: ignore[operator,no-any-return]
+        return self._metric(inputs[0], posterior if self._takes_posterior else loc)  # type: ignore[operator,no-any-return]
+
+    @property
+    def _takes_posterior(self) -> bool:
+        """Whether the module that builds the metric asks for the encoder's posterior in place of its mean."""
+        return bool(getattr(self._part("_metric"), "takes_posterior", False))
 
     @staticmethod
     def _loc(posterior: Any) -> Tensor:
@@ -488,7 +495,8 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
             with torch.no_grad(), poutine.block():
                 for rows in torch.arange(n).split(chunk_size):
                     chunk = [_rows(a, rows, n) for a in args]
-                    parts.append(build(chunk[0], self.encoder_distribution(*chunk).mean))
+                    posterior = self.encoder_distribution(*chunk)
+                    parts.append(build(chunk[0], posterior if self._takes_posterior else posterior.mean))
         finally:
             for module, training in modes:
                 module.training = training

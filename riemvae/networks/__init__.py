@@ -1,7 +1,7 @@
 """Networks: encoders ``x -> (loc, scale)``, decoders ``z -> parameters``, metric networks ``x -> L(x)``."""
 
 from riemvae.networks.by_name import build, decoder, encoder, metric
-from riemvae.networks.centroid import CentroidMetricNetwork
+from riemvae.networks.centroid import CentroidMetricNetwork, PosteriorCentroidNetwork
 from riemvae.networks.convolutional import ConvDecoder, ConvEncoder, ConvMetric
 from riemvae.networks.layers import TriangularFactors
 from riemvae.networks.mlp import MLPDecoder, MLPEncoder, MLPMetric
@@ -14,6 +14,7 @@ __all__ = [
     "MLPDecoder",
     "MLPEncoder",
     "MLPMetric",
+    "PosteriorCentroidNetwork",
     "TriangularFactors",
     "build",
     "decoder",

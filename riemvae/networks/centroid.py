@@ -1,7 +1,10 @@
-"""The metric of eq. 1.7 as a module: a network's factors around the encoder's means."""
+"""The metric of eq. 1.7 as a module: around the encoder's means, a network's factors or its own."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_positive
@@ -43,3 +46,52 @@ class CentroidMetricNetwork(nn.Module):
 
     def forward(self, x: Tensor, loc: Tensor) -> CentroidMetric:
         return CentroidMetric(loc, self.network(x), self.temperature, self.regularization)
+
+
+@recipe
+class PosteriorCentroidNetwork(nn.Module):
+    """``(x, posterior) -> CentroidMetric`` with the encoder's own covariances, ``A_i = Σ_i`` in eq. 1.7.
+
+    It takes the place of :class:`CentroidMetricNetwork` in a ``RiemannianHamiltonianGuide`` and has no
+    parameters: the metric learns through the encoder, whose means and covariances it is made of. The inverse
+    metric is then large where posteriors are wide, and a trajectory moves there with long steps.
+
+    Args:
+        temperature: ``T > 0``.
+        regularization: ``λ > 0``.
+
+    Raises:
+        ValueError: Numbers out of range.
+
+    Source: thesis, eq. 1.7 with the covariances of section 3.4.3.
+
+    Example:
+        >>> posterior = torch.distributions.Normal(torch.zeros(3, 2), torch.full((3, 2), 0.5))
+        >>> metric = PosteriorCentroidNetwork()(torch.zeros(3, 5), posterior)
+        >>> metric.inverse(torch.zeros(2)).round(decimals=3)
+        tensor([[0.7510, 0.0000],
+                [0.0000, 0.7510]])
+    """
+
+    takes_posterior = True
+    """Tells a guide to pass the encoder's distribution where it passes its means otherwise."""
+
+    def __init__(self, temperature: float = 0.8, regularization: float = 1e-3) -> None:
+        super().__init__()
+        check_positive("temperature", temperature)
+        check_positive("regularization", regularization)
+        self.temperature, self.regularization = temperature, regularization
+
+    def forward(self, x: Tensor, posterior: Any) -> CentroidMetric:
+        """The metric of a posterior with batch ``(..., B)`` and event ``(d,)``, or its factors a coordinate.
+
+        Args:
+            x: Not used; modules that build a metric take it.
+            posterior: A multivariate normal gives its full covariances, another distribution its variances.
+        """
+        loc = posterior.mean
+        d = loc.shape[-1]
+        full = hasattr(posterior, "scale_tril")
+        factors = posterior.scale_tril if full else torch.diag_embed(posterior.stddev)
+        factors = factors.expand(*loc.shape, d).reshape(-1, d, d)
+        return CentroidMetric(loc.reshape(-1, d), factors, self.temperature, self.regularization)
