@@ -1,13 +1,18 @@
-"""Step size adaptation by dual averaging."""
+"""Adaptation in a warm-up: the step size by dual averaging, a diagonal mass by the chains' variance."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, TypeVar
 
-from riemvae._checks import argument_error, check_positive
-from riemvae.sampling.kernel import HMC, ChainState
+from torch import Tensor
+
+from riemvae._checks import argument_error, check_count, check_positive
+from riemvae.sampling.kernel import ChainState, Kernel
+
+K = TypeVar("K", bound=Kernel)
 
 
 class DualAveragingState(NamedTuple):
@@ -83,21 +88,54 @@ class DualAveraging:
         return DualAveragingState(math.exp(log_step), averaged, error, state.anchor, count)
 
 
-def reasonable_step_size(kernel: HMC, state: ChainState, max_step_size: float = math.inf) -> float:
+def steps_of(count: int, progress: bool, description: str) -> Iterable[int]:
+    """``range(count)``, with a bar on request."""
+    if not progress:
+        return range(count)
+    from rich.progress import track
+
+    return track(range(count), description=description)
+
+
+def step_field(kernel: Any) -> str:
+    """The name of the field that an adaptation sets: ``"step_size"``, or the ``"scale"`` of a random walk.
+
+    Raises:
+        ValueError: when the kernel has neither.
+    """
+    names = [field.name for field in fields(kernel)]
+    for name in ("step_size", "scale"):
+        if name in names:
+            return name
+    raise argument_error("kernel", "a kernel with a field step_size or scale", kernel)
+
+
+def default_target(kernel: Any) -> float:
+    """The acceptance that a kernel is best run at: its ``target_acceptance``, 0.95 where it names none."""
+    return float(getattr(kernel, "target_acceptance", DualAveraging.target))
+
+
+def _with_step(kernel: K, step_size: float, **others: Any) -> K:
+    return replace(kernel, **{step_field(kernel): step_size}, **others)  # type: ignore[type-var]
+
+
+def reasonable_step_size(kernel: Kernel, state: ChainState, max_step_size: float = math.inf) -> float:
     """A first step size: doubled or halved until the mean acceptance of one leapfrog step crosses one half.
 
     The batched form of Hoffman & Gelman (2014), algorithm 4. At most 50 doublings are tried: a density that
-    is flat everywhere has no scale of its own.
+    is flat everywhere has no scale of its own. For a random walk it is its scale, and one whole transition.
 
     Args:
-        kernel: whose step size, a number, is the first guess.
+        kernel: whose step size or scale, a number, is the first guess.
         state: where the chains are.
         max_step_size: the largest step returned.
     """
-    step = min(float(kernel.step_size), max_step_size)
+    field = step_field(kernel)
+    step = min(float(getattr(kernel, field)), max_step_size)
+    single = {"num_steps": 1, "jitter": 0.0} if field == "step_size" else {}
 
     def acceptance(step_size: float) -> float:
-        _, info = replace(kernel, step_size=step_size, num_steps=1, jitter=0.0)(state)
+        _, info = _with_step(kernel, step_size, **single)(state)
         return float(info.acceptance.mean())
 
     growing = acceptance(step) > 0.5
@@ -112,21 +150,37 @@ def reasonable_step_size(kernel: HMC, state: ChainState, max_step_size: float = 
 
 
 def warm_up(
-    kernel: HMC, state: ChainState, num_steps: int, rule: DualAveraging | None = None
-) -> tuple[HMC, ChainState]:
+    kernel: K,
+    state: ChainState,
+    num_steps: int,
+    rule: DualAveraging | None = None,
+    *,
+    adapt_mass: bool = False,
+    progress: bool = False,
+) -> tuple[K, ChainState]:
     """Runs ``num_steps`` transitions while the step size adapts; returns the kernel with its step frozen.
 
+    With ``adapt_mass`` the inverse of the mass's diagonal becomes the variance of the chains' positions, as
+    in Stan (windows of doubling length, shrunk towards 1e-3), except that the variance is pooled over the
+    chains. The step size is found again after each window.
+
     Args:
-        kernel: its step size, a number, is the first guess.
+        kernel: its step size (or scale, for a random walk), a number, is the first guess.
         state: where the chains start.
         num_steps: transitions; 0 leaves the kernel as it is.
-        rule: the adaptation, ``DualAveraging()`` by default.
+        rule: the adaptation; ``None`` aims at the kernel's ``target_acceptance``, or at 0.95 without one.
+        adapt_mass: adapts the kernel's field ``mass`` too.
+        progress: shows a bar.
 
     Returns:
         The kernel with the adapted step size, and the state of the chains after the warm-up.
 
+    Raises:
+        ValueError: for a kernel without a step size or scale, or without a mass that is to be adapted.
+
     Example:
         >>> import torch
+        >>> from riemvae.sampling.kernel import HMC
         >>> _ = torch.manual_seed(0)
         >>> kernel = HMC(lambda z: (-0.5 * z.square().sum(-1), -z), step_size=1e-3, num_steps=5)
         >>> kernel, state = warm_up(kernel, kernel.init(torch.zeros(50, 2)), 200)
@@ -134,11 +188,66 @@ def warm_up(
         >>> bool(info.acceptance.mean() > 0.9)
         True
     """
+    check_count("num_steps", num_steps, 0)
+    step_field(kernel)
+    if adapt_mass and "mass" not in [field.name for field in fields(kernel)]:  # type: ignore[arg-type]
+        raise argument_error("adapt_mass", "False for a kernel without a field mass", True, "use HMC")
     if num_steps == 0:
         return kernel, state
-    rule = rule or DualAveraging()
+    rule = rule or DualAveraging(default_target(kernel))
+    windows = set(_windows(num_steps)) if adapt_mass else set()
+    first, moments = (min(windows), _Moments()) if windows else (num_steps, None)
     adapting = rule.init(reasonable_step_size(kernel, state, rule.max_step_size))
-    for _ in range(num_steps):
-        state, info = replace(kernel, step_size=adapting.step_size)(state)
+    for k in steps_of(num_steps, progress, "warm-up"):
+        state, info = _with_step(kernel, adapting.step_size)(state)
         adapting = rule.update(adapting, float(info.acceptance.mean()))
-    return replace(kernel, step_size=adapting.averaged), state
+        if moments is None or k < first:
+            continue
+        if k in windows:
+            if k > first:
+                kernel = _with_step(kernel, adapting.averaged, mass=1 / moments.variance())
+                adapting = rule.init(reasonable_step_size(kernel, state, rule.max_step_size))
+            moments = None if k == max(windows) else _Moments()
+        if moments is not None:
+            moments.add(state.position)
+    return _with_step(kernel, adapting.averaged), state
+
+
+def _windows(num_steps: int) -> Iterator[int]:
+    """Where the windows of a mass adaptation begin and end, between 15 % and 90 % of the warm-up."""
+    edge, end, width = int(0.15 * num_steps), int(0.9 * num_steps), 25
+    while edge < end:
+        yield edge
+        # A last window that would be shorter than the one before is joined to it.
+        edge, width = (edge + width if edge + 3 * width <= end else end), 2 * width
+    yield end
+
+
+class _Moments:
+    """Running mean and variance of the coordinates over chains and transitions (Chan, 1979)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.square = 0, None, None
+
+    mean: Tensor | None
+    square: Tensor | None
+
+    def add(self, position: Tensor) -> None:
+        count, mean = len(position), position.mean(0)
+        square = (position - mean).square().sum(0)
+        if self.mean is None or self.square is None:
+            self.count, self.mean, self.square = count, mean, square
+            return
+        total, shift = self.count + count, mean - self.mean
+        self.square = self.square + square + shift.square() * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+    def variance(self) -> Tensor:
+        """The variance, drawn towards 1e-3 by the weight of five draws (Stan's reference manual)."""
+        if self.square is None or self.count < 2:
+            raise argument_error(
+                "num_steps", "a warm-up of at least 20 transitions to adapt the mass", "fewer"
+            )
+        n = self.count
+        return self.square / (n - 1) * (n / (n + 5)) + 1e-3 * (5 / (n + 5))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_count, check_finite
-from riemvae.sampling.adaptation import DualAveraging, warm_up
-from riemvae.sampling.kernel import HMC, ChainState, TransitionInfo, with_gradient
-
-Kernel = Callable[[ChainState], tuple[ChainState, TransitionInfo]]
+from riemvae.sampling.adaptation import DualAveraging, step_field, steps_of, warm_up
+from riemvae.sampling.kernel import HMC, ChainState, Kernel, TransitionInfo, with_gradient
 
 
 class ChainResult(NamedTuple):
@@ -24,8 +22,13 @@ class ChainResult(NamedTuple):
         log_density: log density of the draws up to the target's constant, ``(draws, C)``.
         acceptance: mean acceptance probability of each chain after the warm-up, ``(C,)``.
         divergences: number of divergent transitions of each chain after the warm-up, ``(C,)``.
-        step_size: the step size that was used.
+        step_size: the step size (or the scale of a random walk) that was used.
         state: where the chains ended, from which they can go on.
+        not_converged: number of proposals of each chain, ``(C,)``, that were refused because an implicit
+            integrator did not solve its equations; ``None`` for a kernel that solves none.
+        trace: what led to each draw, in fields of shape ``(draws, C)``: over the transitions since the last
+            draw the mean acceptance and whether any was accepted, diverged or did not converge, and the
+            energy error of the last of them.
     """
 
     samples: Tensor
@@ -34,10 +37,12 @@ class ChainResult(NamedTuple):
     divergences: Tensor
     step_size: float | Tensor
     state: ChainState
+    not_converged: Tensor | None = None
+    trace: TransitionInfo | None = None
 
 
 def run_chains(
-    kernel: HMC, state: ChainState, num_samples: int, *, thin: int = 1, progress: bool = False
+    kernel: Kernel, state: ChainState, num_samples: int, *, thin: int = 1, progress: bool = False
 ) -> ChainResult:
     """Runs a fixed kernel and keeps every ``thin``-th state.
 
@@ -61,23 +66,52 @@ def run_chains(
     """
     check_count("num_samples", num_samples)
     check_count("thin", thin)
-    draws, log_density = [], []
-    acceptance = torch.zeros_like(state.log_density)
+    draws, log_density, trace = [], [], []
     divergences = torch.zeros_like(state.log_density, dtype=torch.long)
-    for k in _steps(num_samples * thin, progress):
+    not_converged: Tensor | None = None
+    since: list[TransitionInfo] = []
+    for k in steps_of(num_samples * thin, progress, type(kernel).__name__):
         state, info = kernel(state)
-        acceptance += info.acceptance
+        since.append(info)
         divergences += info.diverged
+        if info.not_converged is not None:
+            failed = info.not_converged.long()
+            not_converged = failed if not_converged is None else not_converged + failed
         if (k + 1) % thin == 0:
             draws.append(state.position)
             log_density.append(state.log_density)
+            trace.append(_joined(since))
+            since = []
+    steps = _stacked(trace)
     return ChainResult(
         torch.stack(draws),
         torch.stack(log_density),
-        acceptance / (num_samples * thin),
+        steps.acceptance.mean(0),
         divergences,
-        kernel.step_size,
+        getattr(kernel, step_field(kernel)),
         state,
+        not_converged,
+        steps,
+    )
+
+
+def _stacked(infos: Sequence[TransitionInfo]) -> TransitionInfo:
+    """The fields of several transitions, each stacked in front; ``None`` where a kernel has none."""
+    columns: list[Any] = [None if column[0] is None else torch.stack(column) for column in zip(*infos)]
+    return TransitionInfo(*columns)
+
+
+def _joined(infos: Sequence[TransitionInfo]) -> TransitionInfo:
+    """Several transitions as one: mean acceptance, what happened in any of them, the last energy error."""
+    if len(infos) == 1:
+        return infos[0]
+    steps = _stacked(infos)
+    return TransitionInfo(
+        steps.acceptance.mean(0),
+        steps.accepted.any(0),
+        steps.diverged.any(0),
+        infos[-1].energy_error,
+        None if steps.not_converged is None else steps.not_converged.any(0),
     )
 
 
@@ -128,9 +162,7 @@ def sample_chains(
         >>> result.samples.shape, bool(result.acceptance.mean() > 0.9), int(result.divergences.sum())
         (torch.Size([10, 20, 2]), True, 0)
     """
-    if not isinstance(start, Tensor) or start.dim() != 2 or not len(start):
-        raise argument_error("start", "a tensor of shape (chains, d)", start)
-    check_finite("start", start, "start where the density is positive")
+    check_start(start)
     check_count("warmup", warmup, 0)
     rule = DualAveraging(target_accept, max_step_size=max_step_size)
     both = with_gradient(log_density)
@@ -144,6 +176,13 @@ def sample_chains(
     return run_chains(kernel, state, num_samples, thin=thin, progress=progress)
 
 
+def check_start(start: Tensor) -> None:
+    """Refuses starts that are not a finite tensor ``(chains, d)``."""
+    if not isinstance(start, Tensor) or start.dim() != 2 or not len(start):
+        raise argument_error("start", "a tensor of shape (chains, d)", start)
+    check_finite("start", start, "start where the density is positive")
+
+
 def check_support(state: ChainState) -> None:
     """Refuses a state with chains where the density is zero or undefined."""
     bad = int((~torch.isfinite(state.log_density)).sum())
@@ -154,11 +193,3 @@ def check_support(state: ChainState) -> None:
             f"{bad} of {state.log_density.numel()} outside its support",
             "start the chains inside the support",
         )
-
-
-def _steps(count: int, progress: bool) -> Iterable[int]:
-    if not progress:
-        return range(count)
-    from rich.progress import track
-
-    return track(range(count), description="HMC")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from riemvae._checks import argument_error, check_count, check_positive
 
@@ -39,13 +40,71 @@ class TransitionInfo(NamedTuple):
         accepted: whether it was.
         diverged: whether the trajectory met a non-finite number or its energy grew beyond bounds. A
             trajectory that merely ends outside the support is rejected and is no divergence.
-        energy_error: energy at the end less energy at the start (``inf`` outside the support).
+        energy_error: energy at the end less energy at the start (``inf`` outside the support); for any
+            kernel, minus the logarithm of the acceptance ratio.
+        not_converged: whether an implicit integrator failed to solve its equations, for which the proposal
+            was rejected; ``None`` for a kernel that solves none.
     """
 
     acceptance: Tensor
     accepted: Tensor
     diverged: Tensor
     energy_error: Tensor
+    not_converged: Tensor | None = None
+
+
+class Kernel(Protocol):
+    """A transition of many chains at once: ``state, info = kernel(state)``, from ``kernel.init(position)``.
+
+    A kernel is a frozen dataclass, so that ``dataclasses.replace`` makes one with another step. What a
+    warm-up adapts is its field ``step_size``, or its field ``scale``.
+    """
+
+    def init(self, position: Tensor) -> ChainState:
+        """The state of chains at ``position`` of shape ``(C, d)``."""
+        ...
+
+    def __call__(self, state: ChainState) -> tuple[ChainState, TransitionInfo]:
+        """One transition of every chain."""
+        ...
+
+
+def check_position(position: Tensor) -> Tensor:
+    """Refuses what is not ``(chains, d)``; returns it."""
+    if not isinstance(position, Tensor) or position.dim() != 2:
+        raise argument_error("position", "a tensor of shape (chains, d)", position)
+    return position
+
+
+def metropolis(
+    state: ChainState,
+    proposal: ChainState,
+    energy_error: Tensor,
+    diverged: Tensor,
+    not_converged: Tensor | None = None,
+) -> tuple[ChainState, TransitionInfo]:
+    """Accepts each chain's proposal with probability ``min(1, exp(-energy_error))``, compared as logarithms.
+
+    Args:
+        state: where the chains are.
+        proposal: where they would go.
+        energy_error: minus the log acceptance ratio, ``(C,)``; NaN and ``inf`` are never accepted.
+        diverged: proposals to refuse, ``(C,)``.
+        not_converged: proposals to refuse because they were not computed, ``(C,)``.
+    """
+    energy_error = torch.where(torch.isnan(energy_error), torch.inf, energy_error)
+    log_acceptance = (-energy_error).clamp(max=0.0)
+    refused = diverged if not_converged is None else diverged | not_converged
+    accepted = torch.rand_like(energy_error).log() < log_acceptance
+    accepted = accepted & ~refused & torch.isfinite(proposal.gradient).all(-1)
+    moved = accepted.unsqueeze(-1)
+    new = ChainState(
+        torch.where(moved, proposal.position, state.position),
+        torch.where(accepted, proposal.log_density, state.log_density),
+        torch.where(moved, proposal.gradient, state.gradient),
+    )
+    acceptance = log_acceptance.exp().masked_fill(refused, 0.0)
+    return new, TransitionInfo(acceptance, accepted, diverged, energy_error, not_converged)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +160,7 @@ class HMC:
     @torch.no_grad()
     def init(self, position: Tensor) -> ChainState:
         """The state of chains at ``position`` of shape ``(C, d)``."""
-        if position.dim() != 2:
-            raise argument_error("position", "a tensor of shape (chains, d)", position)
+        check_position(position)
         return ChainState(position, *self.log_density_and_gradient(position))
 
     @torch.no_grad()
@@ -119,7 +177,7 @@ class HMC:
             momentum: of shape ``(C, d)``.
             step_size: in place of the kernel's own.
         """
-        step = self._column(self.step_size if step_size is None else step_size)
+        step = column(self.step_size if step_size is None else step_size)
         drift = step if self.mass is None else step / self.mass
         z, log_density, gradient = state
         lost = torch.zeros_like(log_density, dtype=torch.bool)
@@ -149,9 +207,7 @@ class HMC:
         momentum = torch.randn_like(state.position)
         if self.mass is not None:
             momentum = momentum * self.mass.sqrt()
-        step: float | Tensor = self.step_size
-        if self.jitter:
-            step = step * (1 + self.jitter * (2 * torch.rand_like(state.log_density) - 1))
+        step = jittered(self.step_size, self.jitter, state.log_density)
         end, v = self.trajectory(state, momentum, step)
 
         # Difference by difference: the energies themselves may be so large that their own difference rounds
@@ -163,22 +219,42 @@ class HMC:
         # integration.
         outside = torch.isneginf(end.log_density) & torch.isfinite(v).all(-1)
         diverged = ~outside & ~(error < DIVERGENCE)
-        error = torch.where(torch.isnan(error), torch.inf, error)
-        log_acceptance = (-error).clamp(max=0.0)
-        accepted = torch.rand_like(error).log() < log_acceptance
-        accepted = accepted & ~diverged & torch.isfinite(end.gradient).all(-1)
-        moved = accepted.unsqueeze(-1)
-        new = ChainState(
-            torch.where(moved, end.position, state.position),
-            torch.where(accepted, end.log_density, state.log_density),
-            torch.where(moved, end.gradient, state.gradient),
-        )
-        acceptance = log_acceptance.exp().masked_fill(diverged, 0.0)
-        return new, TransitionInfo(acceptance, accepted, diverged, error)
+        return metropolis(state, end, error, diverged)
 
-    @staticmethod
-    def _column(step_size: float | Tensor) -> float | Tensor:
-        return step_size.unsqueeze(-1) if isinstance(step_size, Tensor) and step_size.dim() else step_size
+
+def column(value: float | Tensor) -> float | Tensor:
+    """A step ``(C,)`` as ``(C, 1)``, so that it multiplies points ``(C, d)``; a number stays."""
+    return value.unsqueeze(-1) if isinstance(value, Tensor) and value.dim() else value
+
+
+def jittered(step_size: float | Tensor, jitter: float, like: Tensor) -> float | Tensor:
+    """The step of each chain's trajectory: times a uniform draw from ``[1 - jitter, 1 + jitter]``."""
+    return step_size * (1 + jitter * (2 * torch.rand_like(like) - 1)) if jitter else step_size
+
+
+def log_density_of(target: Any) -> Callable[[Tensor], Tensor]:
+    """The log density of a target, which may be a distribution.
+
+    Args:
+        target: a callable ``z (C, d) -> (C,)``, an object with such a method ``log_density`` (as
+            ``riemvae.distributions.InverseVolume``), or a distribution with ``log_prob``.
+
+    Raises:
+        ValueError: when it is none of these.
+
+    Example:
+        >>> normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+        >>> log_density_of(normal)(torch.zeros(1, 2))
+        tensor([-1.8379])
+    """
+    own = getattr(target, "log_density", None)
+    if own is not None:
+        return own
+    if isinstance(target, Distribution):  # of which Pyro's are callable too, to sample
+        return target.log_prob
+    if not callable(target):
+        raise argument_error("log_density", "a callable z (chains, d) -> (chains,)", target)
+    return target
 
 
 def with_gradient(log_density: Callable[[Tensor], Tensor]) -> DensityAndGradient:
@@ -198,8 +274,7 @@ def with_gradient(log_density: Callable[[Tensor], Tensor]) -> DensityAndGradient
     own = getattr(log_density, "log_density_and_gradient", None)
     if own is not None:
         return own
-    if not callable(log_density):
-        raise argument_error("log_density", "a callable z (chains, d) -> (chains,)", log_density)
+    log_density = log_density_of(log_density)
 
     def both(z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():

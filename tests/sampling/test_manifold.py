@@ -70,7 +70,7 @@ def test_exact_far_share_is_the_radial_integral(d, regularization):
 def test_far_share_standard_error_is_honest():
     """Errors over independent repetitions are as large as the standard error says."""
     from riemvae.distributions.inverse_volume import InverseVolume
-    from riemvae.sampling.manifold import _far, _share
+    from riemvae.sampling.far import _far, _share
 
     torch.manual_seed(0)
     metric, expected = lone_bump(4, 0.05), radial_share(4, 0.05, 4.0)
