@@ -3,6 +3,7 @@
 from riemvae import (
     data,
     distributions,
+    evaluation,
     geometry,
     guides,
     inference,
@@ -24,6 +25,7 @@ __all__ = [
     "VAE",
     "data",
     "distributions",
+    "evaluation",
     "fit",
     "geometry",
     "guides",

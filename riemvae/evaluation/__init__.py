@@ -1,0 +1,46 @@
+"""Scores and pictures of trained models, samplers and latent spaces."""
+
+from riemvae.evaluation.clustering_scores import ClusterMatch, clustering_f1, match_clusters
+from riemvae.evaluation.coverage import PrecisionRecall, precision_recall
+from riemvae.evaluation.neighbours import Nearest, nearest
+from riemvae.evaluation.overfitting import OverfittingCheck, overfitting_check
+from riemvae.evaluation.pictures import (
+    draw_clusters,
+    draw_distance_map,
+    draw_geodesic_balls,
+    draw_geodesics,
+    draw_latent_space,
+    draw_overfitting,
+    draw_overfitting_distances,
+    draw_ranks,
+    draw_rows,
+    draw_samples,
+    draw_strip,
+    draw_traces,
+    draw_trajectories,
+)
+
+__all__ = [
+    "ClusterMatch",
+    "Nearest",
+    "OverfittingCheck",
+    "PrecisionRecall",
+    "clustering_f1",
+    "draw_clusters",
+    "draw_distance_map",
+    "draw_geodesic_balls",
+    "draw_geodesics",
+    "draw_latent_space",
+    "draw_overfitting",
+    "draw_overfitting_distances",
+    "draw_ranks",
+    "draw_rows",
+    "draw_samples",
+    "draw_strip",
+    "draw_traces",
+    "draw_trajectories",
+    "match_clusters",
+    "nearest",
+    "overfitting_check",
+    "precision_recall",
+]
