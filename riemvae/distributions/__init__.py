@@ -4,8 +4,10 @@ from riemvae.distributions import transforms
 from riemvae.distributions.hamiltonian import HamiltonianPosterior, PhaseSpace
 from riemvae.distributions.inverse_volume import InverseVolume
 from riemvae.distributions.momentum import MomentumNormal
+from riemvae.distributions.riemannian_normal import RiemannianNormal
 from riemvae.distributions.riemannian_uniform import RiemannianUniform
 from riemvae.distributions.spherical import HypersphericalUniform, VonMisesFisher
+from riemvae.distributions.wrapped_normal import WrappedNormal
 
 __all__ = [
     "HamiltonianPosterior",
@@ -13,7 +15,9 @@ __all__ = [
     "InverseVolume",
     "MomentumNormal",
     "PhaseSpace",
+    "RiemannianNormal",
     "RiemannianUniform",
     "VonMisesFisher",
+    "WrappedNormal",
     "transforms",
 ]

@@ -11,15 +11,36 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from riemvae import persistence
-from riemvae._checks import argument_error, check_count
+from riemvae._checks import argument_error, check_choice, check_count
 from riemvae._recipe import recipe
 from riemvae.autoencoder import VAE
 from riemvae.data import Preprocessing, as_tensor, infer_preprocessing
+from riemvae.evaluation import OverfittingCheck, overfitting_check
+from riemvae.geometry import CentroidMetric, Metric, PosteriorMetric, VolumeWeightedMetric, geodesic
 from riemvae.guides import AmortizedGuide, RiemannianHamiltonianGuide
 from riemvae.inference import LogLikelihood, fit, log_likelihood
 from riemvae.inference.fit import Fit
 from riemvae.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
-from riemvae.sampling import ManifoldSampler, PriorSampler, decode
+from riemvae.sampling import (
+    ManifoldSampler,
+    PriorSampler,
+    RandomWalkSampler,
+    RiemannianHMCSampler,
+    UniformSampler,
+    decode,
+)
+from riemvae.zoo.codes import PosteriorCodes, gaussian_parameters
+
+# Posteriors of the training data that are kept for the geometry of the latent space.
+MAXIMUM_CODES = 5_000
+
+# Samplers along the metric of eq. 1.7, learned or made of the posterior covariances.
+_ALONG_THE_METRIC: dict[str, Callable[..., Any]] = {
+    "manifold": ManifoldSampler,
+    "random_walk": RandomWalkSampler,
+    "riemannian_hmc": RiemannianHMCSampler,
+}
+SAMPLERS = ("prior", *_ALONG_THE_METRIC, "uniform")
 
 
 def choose_likelihood(x: Tensor) -> Likelihood:
@@ -55,7 +76,9 @@ class Autoencoder(nn.Module):
         infer_likelihood: Choose the likelihood from the data at the first ``fit``: Bernoulli for binary
             data, continuous
             Bernoulli for values in [0, 1], a Gaussian with a learned scale for others.
-        default_sampler: What ``sample`` uses if it is not told: ``"prior"`` or ``"manifold"``.
+        default_sampler: What ``sample`` uses if it is not told, a name of :meth:`sampler`.
+        codes: The posteriors of the training data, which ``fit`` keeps: what the geometry of a model without
+            a learned metric is read from.
 
     Example:
         >>> from riemvae import zoo
@@ -74,6 +97,7 @@ class Autoencoder(nn.Module):
         preprocessing: Preprocessing | None = None,
         infer_likelihood: bool = False,
         default_sampler: str = "prior",
+        codes: PosteriorCodes | None = None,
     ) -> None:
         super().__init__()
         self.model, self.guide = model, guide
@@ -82,6 +106,7 @@ class Autoencoder(nn.Module):
         self.preprocessing = preprocessing
         self.infer_likelihood = infer_likelihood
         self.default_sampler = default_sampler
+        self.codes = codes
         self.fit_: Fit | None = None
         self.sampling_report_: Any = None
 
@@ -91,13 +116,51 @@ class Autoencoder(nn.Module):
         return self.model.latent_dim
 
     @property
-    def metric(self) -> Any:
-        """The metric of the latent space, for a guide that has one."""
-        if not isinstance(self.guide, RiemannianHamiltonianGuide):
-            raise argument_error(
-                "model", "a guide with a metric", type(self.guide).__name__, "build an 'rhvae'"
+    def metric(self) -> Metric:
+        """The metric of the latent space whose geodesics keep to data (eq. 1.7).
+
+        The one that the guide learned; else the one with the posterior covariances of the training data as
+        its matrices, :meth:`covariance_metric`.
+        """
+        if isinstance(self.guide, RiemannianHamiltonianGuide):
+            return self.guide.metric
+        return self.covariance_metric()
+
+    def _known_codes(self) -> PosteriorCodes:
+        if self.codes is None:
+            raise RuntimeError(
+                "the geometry of the latent space is read from the posteriors of the training data, and this "
+                "model keeps none: call fit(x), or read_geometry(x) on a model that is trained already"
             )
-        return self.guide.metric
+        return self.codes
+
+    def covariance_metric(
+        self, temperature: float | None = None, regularization: float | None = None
+    ) -> CentroidMetric:
+        """Eq. 1.7 with the posterior covariances ``A_i = Σ_i`` of the training data: small volume near data.
+
+        See :meth:`PosteriorCodes.covariance_metric`.
+        """
+        return self._known_codes().covariance_metric(temperature, regularization)
+
+    def posterior_metric(self, num_centroids: int | None = None, **options: Any) -> PosteriorMetric:
+        """Eq. 3.6, the posterior precisions of the training data as a metric: large volume near data.
+
+        See :meth:`PosteriorCodes.posterior_metric`; ``options`` are those of
+        :class:`~riemvae.geometry.PosteriorMetric`.
+        """
+        return self._known_codes().posterior_metric(num_centroids, **options)
+
+    def read_geometry(self, x: Any, max_codes: int = MAXIMUM_CODES) -> Autoencoder:
+        """Keeps the posteriors of training data ``x``, or of ``max_codes`` random ones of them.
+
+        :meth:`fit` does so; this is for a model that was trained elsewhere.
+
+        Raises:
+            ValueError: The guide's posterior is not Gaussian.
+        """
+        self.codes = PosteriorCodes.of(self.posterior(x), max_codes)
+        return self
 
     @property
     def history_(self) -> Any:
@@ -169,6 +232,9 @@ class Autoencoder(nn.Module):
         if learned:
             guide.freeze_metric(data.to(self.device), batch_size=freeze_batch_size)
         self.eval()
+        posterior = self.posterior(x)
+        readable = gaussian_parameters(posterior) is not None
+        self.codes = PosteriorCodes.of(posterior, MAXIMUM_CODES) if readable else None
         return self
 
     # -- latent space --------------------------------------------------------------------------------------
@@ -204,29 +270,61 @@ class Autoencoder(nn.Module):
         """Decoder means at the encoder's means, ``(N, *input_shape)``."""
         return self.decode(self.encode(x))
 
-    def interpolate(self, x1: Any, x2: Any, num: int = 10) -> Tensor:
-        """Decoded straight lines from the codes of ``x1`` to those of ``x2``: ``(N, num, *input_shape)``."""
+    def interpolate(self, x1: Any, x2: Any, num: int = 10, curve: str = "straight") -> Tensor:
+        """Decoded curves from the codes of ``x1`` to those of ``x2``: ``(N, num, *input_shape)``.
+
+        Args:
+            x1: Data ``(N, *input_shape)``.
+            x2: As many.
+            num: Points of each curve, of equal spacing along it.
+            curve: ``"straight"``; ``"geodesic"``, of :attr:`metric`; or ``"volume"``, which minimises the
+                integral of ``1/√det G`` along the curve under :meth:`posterior_metric` (eq. 3.8).
+        """
         check_count("num", num, minimum=2)
+        check_choice("curve", curve, ["straight", "geodesic", "volume"])
         z1, z2 = self.encode(x1), self.encode(x2)
         if z1.shape != z2.shape:
             raise argument_error("x2", f"as many data as x1, {len(z1)}", f"{len(z2)}")
-        t = torch.linspace(0.0, 1.0, num, dtype=z1.dtype, device=z1.device)[:, None]
-        path = z1[:, None] + t * (z2 - z1)[:, None]
+        t = torch.linspace(0.0, 1.0, num, dtype=z1.dtype, device=z1.device)
+        if curve == "straight":
+            path = z1[:, None] + t[:, None] * (z2 - z1)[:, None]
+        else:
+            metric = self.metric if curve == "geodesic" else VolumeWeightedMetric(self.posterior_metric())
+            path = geodesic(metric, z1, z2)(t).movedim(0, 1)
         return self.decode(path.flatten(0, 1)).reshape(len(z1), num, *self.input_shape)
 
     # -- generation ----------------------------------------------------------------------------------------
 
-    def sampler(self, name: str | None = None, **options: Any) -> Any:
-        """A sampler of latent points by name: ``"prior"``, or ``"manifold"`` along the learned metric.
+    def sampler(self, name: str | None = None, metric: Metric | None = None, **options: Any) -> Any:
+        """A sampler of latent points by name.
 
-        ``options`` are those of :class:`~riemvae.sampling.ManifoldSampler`.
+        - ``"prior"``: the model's own prior.
+        - ``"manifold"``: finite chains of Hamiltonian Monte Carlo on ``√det G⁻¹`` (chapter 1).
+        - ``"random_walk"``: the Riemannian random walk (chapter 2).
+        - ``"riemannian_hmc"``: Riemannian Hamiltonian Monte Carlo on ``√det G⁻¹``, the metric as its mass.
+        - ``"uniform"``: the Riemannian uniform distribution ``√det G`` of the posterior metric (chapter 3).
+
+        The second to fourth follow :attr:`metric`, the last :meth:`posterior_metric`, so all but the first
+        need a model that was fitted; any works on any model with a Gaussian posterior.
+
+        Args:
+            name: One of the above; None is the model's own default.
+            metric: In place of the model's.
+            options: Those of :class:`~riemvae.sampling.ManifoldSampler`,
+                :class:`~riemvae.sampling.RandomWalkSampler`, :class:`~riemvae.sampling.RiemannianHMCSampler`
+                or :class:`~riemvae.sampling.UniformSampler`.
         """
-        name = self.default_sampler if name is None else name
+        name = check_choice("sampler", self.default_sampler if name is None else name, list(SAMPLERS))
         if name == "prior":
             return PriorSampler(self.model.prior, **options)
-        if name == "manifold":
-            return ManifoldSampler(self.metric, **options)
-        raise argument_error("sampler", "'prior', 'manifold', or an object with sample(n)", name)
+        if name == "uniform":
+            metric = self.posterior_metric() if metric is None else metric
+            centroids = getattr(metric, "centroids", None)
+            if centroids is not None and not getattr(metric, "decay", 0.0):
+                radius = 2 * float(torch.linalg.vector_norm(centroids, dim=-1).max())
+                options = {"radius": radius, **options}
+            return UniformSampler(metric, **options)
+        return _ALONG_THE_METRIC[name](self.metric if metric is None else metric, **options)
 
     def sample(
         self,
@@ -235,6 +333,7 @@ class Autoencoder(nn.Module):
         *,
         noise: bool = False,
         return_latents: bool = False,
+        return_trace: bool = False,
         seed: int | None = None,
         **options: Any,
     ) -> Any:
@@ -248,6 +347,9 @@ class Autoencoder(nn.Module):
                 ``"prior"``.
             noise: Draw from ``p(x|z)`` in place of its mean.
             return_latents: Return ``(x, z)``.
+            return_trace: Return the whole chains as well, ``(..., trace)``: a
+                :class:`~riemvae.sampling.ChainResult` with samples ``(steps, n, d)``, from a sampler that
+                runs chains.
             seed: Of the draws; the caller's generator is then left as it was.
             options: Of a sampler given by name.
 
@@ -259,16 +361,44 @@ class Autoencoder(nn.Module):
         with torch.random.fork_rng(devices=devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            source = (
-                self.sampler(sampler, **options) if sampler is None or isinstance(sampler, str) else sampler
-            )
+            if sampler is None or isinstance(sampler, str):
+                if return_trace:
+                    options["keep_trace"] = True
+                source = self.sampler(sampler, **options)
+            else:
+                source = sampler
             if isinstance(source, Distribution):
                 z = source.sample(torch.Size([n]))
             else:
                 z = source.sample(n) if hasattr(source, "sample") else source(n)
             self.sampling_report_ = getattr(source, "report", None)
             x = self.decode(z, noise=noise)
-        return (x, z) if return_latents else x
+        parts = [x]
+        if return_latents:
+            parts.append(z)
+        if return_trace:
+            parts.append(self._trace(source))
+        return tuple(parts) if len(parts) > 1 else x
+
+    @staticmethod
+    def _trace(source: Any) -> Any:
+        trace = getattr(source, "trace", None)
+        if trace is None:
+            raise argument_error(
+                "sampler",
+                "one that runs chains and keeps them, for return_trace=True",
+                type(source).__name__,
+                "pass a sampler by name, or one that was built with keep_trace=True",
+            )
+        return trace
+
+    def overfitting_check(self, generated: Any, x: Any) -> OverfittingCheck:
+        """Whether generated data copy the training data ``x``: nearest neighbours, as in figure 3.3.
+
+        See :func:`riemvae.evaluation.overfitting_check`.
+        """
+        train = self._shaped(x).float()
+        return overfitting_check(self._shaped(generated, "generated").float(), train, self.reconstruct(x))
 
     # -- likelihood and files
     # ------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def hvae(
 def rhvae(
     bricks: Bricks,
     *,
-    metric: nn.Module | Metric | None = None,
+    metric: nn.Module | Metric | str | None = None,
     num_steps: int = 3,
     step_size: float | Tensor = 1e-2,
     tempering: float = 0.3,
@@ -67,7 +67,8 @@ def rhvae(
 ) -> AmortizedGuide:
     """The Riemannian Hamiltonian VAE: a learned metric of the latent space, and generation along it.
 
-    ``metric`` may be a network ``x -> L(x)`` for eq. 1.7, or a fixed :class:`~riemvae.geometry.Metric`. The
+    ``metric`` may be a network ``x -> L(x)`` for eq. 1.7, a fixed :class:`~riemvae.geometry.Metric`, or
+    ``"posterior"``: the encoder's own covariances ``A_i = Σ_i``, a metric without parameters. The
     temperature is 0.8 up to two latent dimensions and 1.5 above, as in the thesis.
 
     Source: Chadebec, Thibeau-Sutre, Burgos and Allassonnière (2022); thesis, section 1.3.2, tables 1.11,
@@ -75,12 +76,16 @@ def rhvae(
     """
     if not isinstance(metric, Metric):
         latent_dim = bricks.model.latent_dim
-        network = metric or networks.metric(
-            bricks.architecture, bricks.input_shape, latent_dim, **bricks.network_options
-        )
         if temperature is None:
             temperature = 0.8 if latent_dim <= 2 else 1.5
-        metric = networks.CentroidMetricNetwork(network, temperature, regularization)
+        if isinstance(metric, str):
+            check_choice("metric", metric, ["posterior"])
+            metric = networks.PosteriorCentroidNetwork(temperature, regularization)
+        else:
+            network = metric or networks.metric(
+                bricks.architecture, bricks.input_shape, latent_dim, **bricks.network_options
+            )
+            metric = networks.CentroidMetricNetwork(network, temperature, regularization)
     return RiemannianHamiltonianGuide(
         bricks.model,
         bricks.encoder,
@@ -131,9 +136,8 @@ def build(
         preprocessing: None: found at the first ``fit``.
         seed: Of the initial weights; the caller's generator is then left as it was.
         options: Those of the recipe. ``"hvae"`` and ``"rhvae"``: ``num_steps``, ``step_size``, ``tempering``,
-            ``learn_step_size``, ``learn_tempering``; ``"rhvae"`` also ``metric`` (a network or a fixed
-            metric),
-            ``temperature``, ``regularization``, ``fixed_point_steps``.
+            ``learn_step_size``, ``learn_tempering``; ``"rhvae"`` also ``metric`` (a network, a fixed
+            metric, or ``"posterior"``), ``temperature``, ``regularization``, ``fixed_point_steps``.
 
     Raises:
         ValueError: An unknown name, an option that the recipe does not have, or a bad value.

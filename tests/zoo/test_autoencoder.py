@@ -71,8 +71,6 @@ def test_manifold_is_the_riemannian_models_own_sampler(trained):
     assert 0.0 <= ae.sampling_report_.far_share < 0.5
     ae.sample(20, sampler="manifold", mode="exact", num_steps=5, num_proposals=2000, warmup=20, seed=0)
     assert ae.sampling_report_.mode == "exact"
-    with pytest.raises(ValueError, match="metric"):
-        trained["vae"].sample(5, sampler="manifold")
     with pytest.raises(ValueError, match="sampler"):
         ae.sample(5, sampler="elsewhere")
 
@@ -215,7 +213,6 @@ def test_one_datum_and_duplicates_are_sound(digits):
         (lambda: zoo.build("vae", D, 2, likelihood="bernoulli").fit(torch.full((3, 64), 0.5)), "x"),
         (lambda: zoo.build("vae", D, 2).decode(torch.zeros(3, 5)), "z: expected points"),
         (lambda: zoo.build("vae", D, 2).sample(0), "n: expected"),
-        (lambda: zoo.build("vae", D, 2).metric, "metric"),
     ],
 )
 def test_bad_input_is_named(call, message):
