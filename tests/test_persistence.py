@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 
+import geoopt
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -409,6 +410,7 @@ def test_the_table_of_distributions_is_covered():
 
 
 LAYERS = [
+    geoopt.Sphere(), geoopt.Lorentz(k=2.0, learnable=True), geoopt.PoincareBall(c=0.5),
     nn.Identity(), nn.Linear(4, 3, bias=False), nn.Bilinear(4, 4, 2), nn.Embedding(5, 3, padding_idx=1),
     nn.Flatten(2), nn.Unflatten(1, (2, 2)), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(0.3),
     nn.ELU(0.7), nn.SELU(), nn.CELU(2.0), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Softplus(2.0, 10),
@@ -730,8 +732,9 @@ def test_a_constraint_that_is_not_known_is_refused(tmp_path):
 
 def instances():
     from riemvae import data as rooms
-    from riemvae import likelihoods, priors, sampling
-    from riemvae.distributions.inverse_volume import InverseVolume
+    from riemvae import distributions as densities
+    from riemvae import geometry, likelihoods, priors, sampling
+    from riemvae.networks import PosteriorCentroidNetwork
 
     metric = CentroidMetric(torch.randn(4, D), 0.5 * torch.eye(D).expand(4, D, D), regularization=0.1)
     _, hamiltonian = hvae_pair()
@@ -740,13 +743,25 @@ def instances():
         MLPMetric(P, D, shared_layers=0),
         ConvEncoder((1, 8, 8), D), ConvDecoder(D, (1, 8, 8)), ConvMetric((1, 8, 8), D),
         metric_network(), metric,
-        EuclideanMetric(D), ConstantMetric(2 * torch.eye(D)), InverseVolume(metric), rooms.Identity(),
-        rooms.Affine(0.5, 1.0), rooms.Standardize(3, skip=(1,)).fit(torch.randn(9, 3)), likelihoods.Poisson(),
+        EuclideanMetric(D), ConstantMetric(2 * torch.eye(D)), densities.InverseVolume(metric),
+        rooms.Identity(), rooms.Affine(0.5, 1.0), rooms.Standardize(3, skip=(1,)).fit(torch.randn(9, 3)),
+        likelihoods.Poisson(),
         likelihoods.Gaussian("learned", (P,)), likelihoods.Bernoulli(), likelihoods.ContinuousBernoulli(),
         likelihoods.Categorical(3),
         likelihoods.Product({"a": likelihoods.Categorical(3), "b": (likelihoods.Poisson(), 2)}),
         sampling.PriorSampler(priors.StandardNormal(D)), sampling.ManifoldSampler(metric, step_size="adapt"),
         priors.FixedPrior(dist.StudentT(4.0, torch.zeros(D), 1.0).to_event(1)), priors.StandardNormal(D),
+        geometry.PosteriorMetric(torch.randn(4, D), torch.rand(4, D) + 0.1, decay=0.1),
+        geometry.PullbackMetric(MLPDecoder(D, P), "bernoulli", regularization=0.1, latent_dim=D),
+        geometry.VolumeWeightedMetric(metric), geometry.LatentManifold(metric), PosteriorCentroidNetwork(0.5),
+        densities.RiemannianUniform(metric, 3.0), densities.HypersphericalUniform(3),
+        densities.VonMisesFisher(torch.eye(3)[0], 5.0),
+        densities.WrappedNormal(geoopt.Lorentz(k=2.0), torch.tensor([2.0**0.5, 0, 0]), 0.3 * torch.eye(2)),
+        densities.WrappedNormal(geoopt.Sphere(), torch.eye(3)[0], 0.3 * torch.eye(2)),
+        densities.RiemannianNormal(geoopt.PoincareBall(c=0.5, learnable=True), torch.zeros(D), 0.5),
+        sampling.UniformSampler(metric, radius=3.0), sampling.RandomWalkSampler(metric, heuristic=True),
+        sampling.RiemannianHMCSampler(metric, step_size="adapt"),
+        sampling.GeodesicMixup(metric, torch.randn(6, D), torch.tensor([0, 0, 0, 1, 1, 1])),
     ]  # fmt: skip
 
 
@@ -757,9 +772,10 @@ def test_every_registered_class_is_rebuilt(tmp_path):
         loaded = rv.load(tmp_path / str(index))
         assert type(loaded) is type(obj)
         for name in obj._recipe_arguments:
-            value = getattr(obj, f"_{name}", None) or getattr(obj, name)
+            kept = f"_{name}" if hasattr(obj, f"_{name}") else name
+            value = getattr(obj, kept)
             if isinstance(value, (int, float, str, tuple)):
-                assert (getattr(loaded, f"_{name}", None) or getattr(loaded, name)) == value
+                assert getattr(loaded, kept) == value
         if isinstance(obj, nn.Module):
             assert repr(loaded) == repr(obj)
             for old, new in zip(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import geoopt
 import pyro.distributions
 import torch
 from torch import nn
@@ -27,8 +28,12 @@ LAYERS: dict[str, type[nn.Module]] = {
         nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
         nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
         nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d,
+        geoopt.Sphere, geoopt.Lorentz, geoopt.PoincareBall,
     )
 }  # fmt: skip
+
+# geoopt's manifolds of a curvature, which is a parameter whether it is trained or not.
+_CURVATURES: dict[type[nn.Module], str] = {geoopt.Lorentz: "k", geoopt.PoincareBall: "c"}
 
 # The arguments that define each distribution; an instance has attributes of these names, but for one.
 _DISTRIBUTION_ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -91,16 +96,24 @@ CONSTRAINTS: dict[str, constraints.Constraint] = {
 
 
 def layer_name(module: nn.Module) -> str | None:
-    """The name of a plain torch layer or container; None for any other class or a layer with hooks on it."""
+    """The name of a plain torch layer, container or geoopt manifold; None for others and with hooks."""
     name = type(module).__name__
     known = LAYERS.get(name) is type(module) or CONTAINERS.get(name) is type(module)
-    # A hook is code: weight normalisation of the old kind is one.
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return name if known and not hooked else None
+    # A hook is code: weight normalisation of the old kind is one. A sphere within a subspace keeps its
+    # projector and not the arguments that it was built from.
+    custom = module._forward_hooks or module._forward_pre_hooks
+    custom = custom or getattr(module, "projector", None) is not None
+    return name if known and not custom else None
 
 
 def layer_arguments(module: nn.Module) -> dict[str, Any]:
-    """The constructor arguments of a plain torch layer, read from its attributes of the same names."""
+    """The constructor arguments of a layer or manifold, read from its attributes of the same names."""
+    if isinstance(module, geoopt.Manifold):
+        curvature = _CURVATURES.get(type(module))
+        if curvature is None:
+            return {}
+        learnable = any(parameter.requires_grad for parameter in module.parameters())
+        return {curvature: float(getattr(module, curvature).detach()), "learnable": learnable}
     skipped = ("self", "args", "kwargs", "device", "dtype")
     names = [
         n for n in inspect.signature(type(module).__init__).parameters if n not in skipped and n[0] != "_"
