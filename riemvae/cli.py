@@ -1,4 +1,4 @@
-"""The command line: ``riemvae demo``, ``fit``, ``sample`` and ``evaluate``."""
+"""The command line: ``riemvae demo``, ``fit``, ``sample``, ``plot`` and ``evaluate``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "gaussian", "poisson")
 MODELS = ("vae", "hvae", "rhvae")
 ARCHITECTURES = ("mlp", "conv", "table_1_10", "table_1_13")
+SAMPLERS = ("prior", "manifold", "random_walk", "riemannian_hmc", "uniform")
+PICTURES = ("latent", "samples", "trajectories", "geodesics", "distances", "strip")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,16 +138,40 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("model", type=Path, help="folder of the model")
     sample.add_argument("--out", type=Path, required=True, metavar="FILE", help=".npz, .npy or .csv to write")
     sample.add_argument("--num", type=_count, default=100, metavar="N", help="how many")
-    sample.add_argument(
-        "--sampler",
-        choices=("prior", "manifold"),
-        help="from the prior, or along the learned metric (rhvae alone); default: the model's own",
-    )
-    sample.add_argument("--num-steps", type=_count, metavar="N", help="transitions of each manifold chain")
-    sample.add_argument("--step-size", type=float, metavar="X", help="leapfrog step of a manifold chain")
+    _add_sampler_options(sample)
     sample.add_argument("--noise", action="store_true", help="draw the observation too, in place of its mean")
     sample.add_argument("--figure", type=Path, metavar="FILE", help="a picture of the first images (.png)")
     sample.add_argument("--seed", type=_seed, default=0, help="of the draws")
+
+    plot = command(
+        "plot",
+        _plot,
+        "a picture of a model's latent space",
+        "Draws the latent space of a model that 'riemvae fit' wrote: log volume element and codes, with "
+        "samples, the paths of chains, geodesics or the distance from a point; or images decoded along "
+        "geodesics.",
+    )
+    plot.add_argument("model", type=Path, help="folder of the model")
+    plot.add_argument("--out", type=Path, required=True, metavar="FILE", help=".png, .pdf or .svg to write")
+    plot.add_argument("--kind", choices=PICTURES, default="latent", help="what to draw")
+    plot.add_argument(
+        "--data", type=Path, metavar="FILE", help="data to show; default: the training data's codes"
+    )
+    plot.add_argument("--num", type=_count, metavar="N", help="samples (200), chains (10) or geodesics (6)")
+    plot.add_argument(
+        "--metric",
+        choices=("learned", "posterior"),
+        default="learned",
+        help="small near data (eq. 1.7: the learned one, or the posterior covariances), or large near data "
+        "(eq. 3.6, which 'uniform' follows)",
+    )
+    plot.add_argument("--plane", type=_plane, metavar="I,J", help="two coordinates, of more than two")
+    _add_sampler_options(plot)
+    plot.add_argument("--seed", type=_seed, default=0, help="of the draws")
+    plot.add_argument("--key", help="name of the data in a .npz")
+    plot.add_argument(
+        "--label", help="labels to colour the data by: an array of a .npz, or a column of a .csv"
+    )
 
     evaluate = command(
         "evaluate",
@@ -168,6 +194,19 @@ def parser() -> argparse.ArgumentParser:
 def _add_file_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--key", help="name of the data in a .npz")
     sub.add_argument("--label", help="labels to leave out: an array of a .npz, or a column of a .csv")
+
+
+def _add_sampler_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        help="from the prior; chains along the metric (manifold, random_walk, riemannian_hmc); or the "
+        "uniform distribution of the posterior metric; default: the model's own",
+    )
+    sub.add_argument("--num-steps", type=_count, metavar="N", help="transitions of each chain")
+    sub.add_argument(
+        "--step-size", type=float, metavar="X", help="step of a chain, of a random walk its scale"
+    )
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -204,6 +243,12 @@ def _seed(text: str) -> int:
 
 def _shape(text: str) -> tuple[int, ...]:
     return tuple(_count(part.strip()) for part in text.split(","))
+
+
+def _plane(text: str) -> tuple[int, ...]:
+    if [part.isdigit() for part in text.split(",")] != [True, True]:
+        raise argparse.ArgumentTypeError(f"expected two coordinates such as 0,1, got {text!r}")
+    return tuple(int(part) for part in text.split(","))
 
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -282,11 +327,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     autoencoder = _load(arguments.model)
     if arguments.figure is not None:
         _check_images(autoencoder.input_shape)
-    name = arguments.sampler or autoencoder.default_sampler
-    options = {"num_steps": arguments.num_steps, "step_size": arguments.step_size}
-    options = {key: value for key, value in options.items() if value is not None}
-    if options and name != "manifold":
-        raise ValueError(f"--{next(iter(options)).replace('_', '-')}: only the manifold sampler takes it.")
+    name, options = _sampler(arguments, autoencoder)
     x = autoencoder.sample(arguments.num, name, noise=arguments.noise, seed=arguments.seed, **options)
     array = x.cpu().numpy()
 
@@ -308,6 +349,75 @@ def _sample(arguments: argparse.Namespace) -> None:
         _draw_grid(arguments.figure, array)
         rows["figure"] = str(arguments.figure)
     _print_table("synthetic data", rows)
+
+
+def _sampler(arguments: argparse.Namespace, autoencoder: Autoencoder) -> tuple[str, dict[str, Any]]:
+    """The name of the sampler that was asked for, and its options."""
+    name = arguments.sampler or autoencoder.default_sampler
+    if name == "prior":
+        for option in ("num_steps", "step_size"):
+            if getattr(arguments, option) is not None:
+                raise ValueError(
+                    f"--{option.replace('_', '-')}: the prior sampler runs no chains to take it."
+                )
+    step = "scale" if name == "random_walk" else "step_size"
+    options = {"num_steps": arguments.num_steps, step: arguments.step_size}
+    return name, {key: value for key, value in options.items() if value is not None}
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    _check_suffix(arguments.out, (".png", ".pdf", ".svg"))
+    autoencoder = _load(arguments.model)
+
+    import torch
+
+    from riemvae import evaluation
+    from riemvae.geometry import geodesic
+
+    if autoencoder.codes is None:
+        raise ValueError(f"{arguments.model}: it keeps no posteriors of its training data; fit it again.")
+    if arguments.data is not None:
+        file = _read_file(arguments.data, arguments)
+        codes, labels = autoencoder.encode(file.x), file.y
+    else:
+        codes, labels = autoencoder.codes.loc, None
+    posterior = arguments.metric == "posterior" or arguments.sampler == "uniform"
+    metric = autoencoder.posterior_metric() if posterior else autoencoder.metric
+    kind, plane = arguments.kind, arguments.plane
+    rows: dict[str, Any] = {"picture": kind, "codes": len(codes)}
+    with torch.random.fork_rng():
+        torch.manual_seed(arguments.seed)
+        if kind in ("geodesics", "strip"):
+            ends = torch.randint(len(codes), (2, arguments.num or 6))
+            curves = geodesic(metric, codes[ends[0]], codes[ends[1]])
+            rows["geodesics"] = f"{len(ends[0])}, {int(curves.converged.sum())} converged"
+        if kind == "strip":
+            _check_images(autoencoder.input_shape, "--kind strip")
+            evaluation.draw_strip(autoencoder.decode, curves, 10, straight=True, path=arguments.out)
+        elif kind == "distances":
+            point = codes[int(torch.randint(len(codes), ()))]
+            evaluation.draw_distance_map(metric, point, codes, plane=plane, path=arguments.out)
+        else:
+            ax = evaluation.draw_latent_space(metric, codes, labels, plane=plane)
+            if kind == "geodesics":
+                evaluation.draw_geodesics(curves, straight=True, plane=plane, ax=ax)
+            elif kind == "samples":
+                name, options = _sampler(arguments, autoencoder)
+                z = autoencoder.sampler(name, **options).sample(arguments.num or 200)
+                evaluation.draw_samples(z, name=name, plane=plane, ax=ax)
+                rows["sampler"] = name
+            elif kind == "trajectories":
+                name, options = _sampler(arguments, autoencoder)
+                if name == "prior":
+                    raise ValueError("--sampler: the prior runs no chains; choose another for trajectories.")
+                sampler = autoencoder.sampler(name, keep_trace=True, **options)
+                sampler.sample(arguments.num or 10)
+                evaluation.draw_trajectories(sampler.trace.samples, plane=plane, ax=ax)
+                rows["sampler"] = name
+            suffix = arguments.out.suffix.lower()[1:]
+            write_file(arguments.out, lambda file: ax.figure.savefig(file, dpi=150, format=suffix))
+    rows["written to"] = str(arguments.out)
+    _print_table("latent space", rows)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -345,11 +455,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 # -- shared --------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, arguments: argparse.Namespace) -> np.ndarray:
+def _read_file(path: Path, arguments: argparse.Namespace) -> Any:
     from riemvae.data import read_array
 
     key = None if path.suffix.lower() == ".csv" else arguments.key
-    return read_array(path, key, arguments.label).x
+    return read_array(path, key, arguments.label)
+
+
+def _read(path: Path, arguments: argparse.Namespace) -> np.ndarray:
+    return _read_file(path, arguments).x
 
 
 def _load(folder: Path) -> Autoencoder:
@@ -388,10 +502,10 @@ def _check_suffix(path: Path, suffixes: Sequence[str]) -> None:
         raise ValueError(f"{path}: there is no folder {path.absolute().parent}; make it first.")
 
 
-def _check_images(shape: Sequence[int]) -> None:
+def _check_images(shape: Sequence[int], option: str = "--figure") -> None:
     if len(shape) != 2 and not (len(shape) == 3 and shape[0] in (1, 3)):
         raise ValueError(
-            f"--figure: expected images of shape (H, W) or (1 or 3, H, W), got data of shape {tuple(shape)}."
+            f"{option}: expected images of shape (H, W) or (1 or 3, H, W), got data of shape {tuple(shape)}."
         )
 
 

@@ -124,6 +124,44 @@ def test_noise_and_figure(tmp_path):
     assert (tmp_path / "grid.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.fixture(scope="module")
+def images_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plot")
+    digits = rv.data.load_digits_split(per_class=4)
+    write_array(folder / "x.npz", digits.x_train.numpy(), y=digits.y_train.numpy())
+    options = ("--model", "vae", "--latent-dim", 2, "--epochs", 40, "--hidden", "32", "--learning-rate", 0.01)
+    assert call("fit", folder / "x.npz", "--out", folder / "m", *options) == 0
+    return folder
+
+
+@pytest.mark.parametrize("sampler", ["prior", "manifold", "random_walk", "riemannian_hmc", "uniform"])
+def test_every_sampler_draws_from_any_model(images_model, tmp_path, capsys, sampler):
+    steps = () if sampler == "prior" else ("--num-steps", 3)
+    arguments = ("sample", images_model / "m", "--sampler", sampler, "--num", 5, *steps)
+    assert call(*arguments, "--out", tmp_path / "s.npy") == 0
+    assert np.isfinite(np.load(tmp_path / "s.npy")).all()
+    shown = capsys.readouterr().out
+    assert sampler in shown
+    assert ("acceptance" in shown) == (sampler != "prior")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--kind", "latent", "--metric", "posterior"),
+        ("--kind", "samples", "--sampler", "uniform", "--num", 20, "--num-steps", 3),
+        ("--kind", "trajectories", "--sampler", "manifold", "--num", 3, "--num-steps", 3),
+        ("--kind", "geodesics", "--num", 2),
+        ("--kind", "strip", "--num", 2),
+    ],
+    ids=lambda options: options[1],
+)
+def test_every_kind_of_picture(images_model, tmp_path, options):
+    labelled = ("--data", images_model / "x.npz", "--label", "y") if "latent" in options else ()
+    assert call("plot", images_model / "m", "--out", tmp_path / "p.png", *options, *labelled) == 0
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_errors_are_one_line_that_names_the_problem(tmp_path, capsys):
     data, model = tmp_path / "a.npy", tmp_path / "m"
     write_array(data, GREY)
@@ -144,7 +182,14 @@ def test_errors_are_one_line_that_names_the_problem(tmp_path, capsys):
     assert (full / "thesis.txt").read_text() == "mine"
 
     assert "no config.json" in error_of(capsys, "sample", full, "--out", tmp_path / "s.npy")
-    assert "rhvae" in error_of(capsys, "sample", model, "--sampler", "manifold", "--out", tmp_path / "s.npy")
+    other = ("--sampler", "nuts", "--out", tmp_path / "s.npy")
+    with pytest.raises(SystemExit):
+        call("sample", model, *other)
+    assert "uniform" in capsys.readouterr().err
+    assert "s.txt" in error_of(capsys, "plot", model, "--out", tmp_path / "s.txt")
+    assert "--sampler" in error_of(
+        capsys, "plot", model, "--kind", "trajectories", "--out", tmp_path / "s.png"
+    )
     assert "--step-size" in error_of(capsys, "sample", model, "--step-size", 1, "--out", tmp_path / "s.npy")
     assert "s.txt" in error_of(capsys, "sample", model, "--out", tmp_path / "s.txt")
     assert "no folder" in error_of(capsys, "sample", model, "--out", tmp_path / "nowhere" / "s.npy")
@@ -170,6 +215,8 @@ def test_figure_of_a_table_is_refused(tmp_path, capsys):
     )
     assert "--figure" in error
     assert not (tmp_path / "s.csv").exists()
+    arguments = ("plot", tmp_path / "m", "--kind", "strip", "--out", tmp_path / "s.png")
+    assert "--kind strip" in error_of(capsys, *arguments)
 
 
 def test_debug_shows_the_traceback(tmp_path):
@@ -197,7 +244,7 @@ def test_arguments_that_do_not_parse(arguments, capsys):
     assert "usage: riemvae" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [None, "demo", "fit", "sample", "evaluate"])
+@pytest.mark.parametrize("command", [None, "demo", "fit", "sample", "plot", "evaluate"])
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*([command] if command else []), "--help"])
@@ -216,8 +263,10 @@ def test_version(capsys):
 
 def test_choices_are_those_of_the_library():
     from riemvae import cli
+    from riemvae.zoo.autoencoder import SAMPLERS
     from riemvae.zoo.recipes import GUIDES
 
+    assert set(cli.SAMPLERS) == set(SAMPLERS)
     assert set(cli.MODELS) <= set(GUIDES)
     for name in cli.ARCHITECTURES:
         rv.networks.encoder(name, (1, 16, 16), 2)

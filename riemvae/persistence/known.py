@@ -101,7 +101,7 @@ def layer_name(module: nn.Module) -> str | None:
     known = LAYERS.get(name) is type(module) or CONTAINERS.get(name) is type(module)
     # A hook is code: weight normalisation of the old kind is one. A sphere within a subspace keeps its
     # projector and not the arguments that it was built from.
-    custom = module._forward_hooks or module._forward_pre_hooks
+    custom = bool(module._forward_hooks or module._forward_pre_hooks)
     custom = custom or getattr(module, "projector", None) is not None
     return name if known and not custom else None
 
