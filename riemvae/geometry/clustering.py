@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-import kmedoids
 import torch
 from torch import Tensor
 
@@ -35,14 +34,20 @@ class KMedoids(NamedTuple):
 
 
 def _fasterpam(distances: Any, k: int, seed: int) -> Any:
+    import kmedoids
+
     return kmedoids.fasterpam(distances, k, max_iter=300, random_state=seed, n_cpu=1)
 
 
 def _alternating(distances: Any, k: int, seed: int) -> Any:
+    import kmedoids
+
     return kmedoids.alternating(distances, k, max_iter=300, random_state=seed)
 
 
 def _pam(distances: Any, k: int, seed: int) -> Any:
+    import kmedoids
+
     return kmedoids.pam(distances, k, max_iter=300, init="build")
 
 

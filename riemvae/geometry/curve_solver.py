@@ -13,6 +13,18 @@ between neighbours. Such a system is a chain of resistors, and needs no eliminat
 ``c_k = Σ_{j<=k} g_j / 2K``, and ``Σ_k δ_k = 0`` gives ``q_0`` from one ``d x d`` system. It takes the inverse
 metric only. ``P⁻¹`` starts a limited-memory BFGS iteration, which learns the part of the Hessian that the
 metric's derivatives bring.
+
+Where the metric changes by orders of magnitude between neighbours that part dominates. Curves that the chain
+does not bring home go on from a Gauss-Newton model: with ``e_k = u_kᵀ G u_k`` and the changes ``δ_k`` of
+``u_k`` and ``μ_k`` of ``m_k``, the energy is ``K Σ_k ‖r_k‖²`` with ``‖r_k‖² = e_k``,
+and its Hessian is nearly::
+
+    2K Σ_k [δ_kᵀ (G_k - w_k w_kᵀ / e_k) δ_k + (w_k·δ_k + ½ p_k·μ_k)² / e_k]
+
+(exactly so for a conformal metric), which is block tridiagonal and positive semi-definite, by Cauchy and
+Schwarz.
+Nodes are kept as offsets from the straight line between the ends, so that differences of neighbours are not
+rounded at the size of their coordinates.
 """
 
 from __future__ import annotations
@@ -27,7 +39,6 @@ from riemvae.geometry.metric import Metric, inverse_and_log_det
 
 _MEMORY = 8  # steps that the quasi-Newton iteration remembers
 _SUFFICIENT = 1e-4  # of the decrease that the slope promises, for a step to be taken
-_SMALLEST_STEP = 1e-8
 # No node moves further at once than this share of its curve: a longer jump may pass through a wall.
 _LONGEST_MOVE = 0.1
 # A quasi-Newton model foresees the remaining decrease only roughly: stop at this share of the tolerance.
@@ -37,8 +48,10 @@ _SAFETY = 0.2
 _IDLE = 5
 _FLOOR = 64
 # Iterations with the cheap model of the Hessian, before the one that knows how the metric changes.
-_CHAIN = 25
-_DAMPING = 1e-3
+_CHAIN = 15
+# Stiffness of a stretch of the curve, which the second model has none for; share of the metric.
+_STRETCH = 1e-3
+_SMALLEST_STEP = 1e-8
 
 
 class Minimum(NamedTuple):
@@ -174,7 +187,7 @@ class _GaussNewton:
         w, p = root * w, 0.25 * root * p
         left, right = p - w, p + w
         # A stretch of the curve has no stiffness of its own here: a little of it is left.
-        stiff = (1.0 + _DAMPING) * state.tensor - w.unsqueeze(-1) * w.unsqueeze(-2)
+        stiff = (1.0 + _STRETCH) * state.tensor - w.unsqueeze(-1) * w.unsqueeze(-2)
         diagonal = (
             stiff[:, :-1]
             + stiff[:, 1:]
@@ -199,7 +212,7 @@ class _GaussNewton:
         return torch.stack(rows, 1).squeeze(-1) / self._scale
 
 
-def _direction(state: _State, memory: list[_Step], stiff: bool) -> Tensor:
+def _direction(state: _State, memory: list[_Step], stiff: bool = False) -> Tensor:
     """The quasi-Newton direction, by the two loops of limited-memory BFGS (Nocedal, 1980)."""
     q, factors = state.gradient, []
     for step in reversed(memory):
@@ -244,7 +257,7 @@ def minimise_energy(metric: Metric, points: Tensor, tolerance: float, max_iterat
         return Minimum(result, energy, torch.isfinite(energy))
     index = torch.arange(len(points), device=points.device)
     memory: list[_Step] = []
-    direction = _direction(state, memory, False)
+    direction = _direction(state, memory)
     size = _first_size(state, direction)
     idle = torch.zeros_like(index)
     eps = torch.finfo(points.dtype).eps
@@ -257,10 +270,10 @@ def minimise_energy(metric: Metric, points: Tensor, tolerance: float, max_iterat
     for iteration in range(max_iterations):
         slope = _dot(state.gradient, direction)
         # The model's decrease of the energy is -slope/2; of the length, relative, half of that over E.
-        excess = -slope / (4.0 * state.energy)
+        left = -slope
         finite = torch.isfinite(state.energy)
-        resolved = (idle >= _IDLE) & (excess <= _FLOOR * eps)
-        done = finite & ((-slope <= 4.0 * _SAFETY * tolerance * state.energy) | resolved)
+        resolved = (idle >= _IDLE) & (left <= 4.0 * _FLOOR * eps * state.energy)
+        done = finite & ((left <= 4.0 * _SAFETY * tolerance * state.energy) | resolved)
         lost = ~finite | ~torch.isfinite(slope) | (size < _SMALLEST_STEP)
         leaving = done | lost
         if bool(leaving.any()):
@@ -269,7 +282,8 @@ def minimise_energy(metric: Metric, points: Tensor, tolerance: float, max_iterat
             keep = (~leaving).nonzero().squeeze(-1)
             if len(keep) == 0:
                 return Minimum(result, energy, converged)
-            index, direction, size, slope, idle = (a[keep] for a in (index, direction, size, slope, idle))
+            index, direction, size, slope = index[keep], direction[keep], size[keep], slope[keep]
+            idle = idle[keep]
             state, memory = state.at(keep), [step.at(keep) for step in memory]
         step = size[:, None, None] * direction
         moved = state.offset + torch.nn.functional.pad(step, (0, 0, 1, 1))
@@ -294,7 +308,7 @@ def minimise_energy(metric: Metric, points: Tensor, tolerance: float, max_iterat
         parabola = (-0.5 * promised / (trial.energy - state.energy - promised)).nan_to_num(0.0) * size
         shorter = parabola.clamp(0.1 * size, 0.5 * size)
         state = state.replaced(taken, trial)
-        renewed = _direction(state, memory, iteration >= _CHAIN)
+        renewed = _direction(state, memory, stiff=iteration >= _CHAIN)
         direction = torch.where(taken[:, None, None], renewed, direction)
         size = torch.where(taken, _first_size(state, direction), shorter)
     leave(torch.ones_like(idle, dtype=torch.bool))

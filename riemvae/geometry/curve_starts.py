@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import dijkstra, minimum_spanning_tree
+from scipy.sparse.csgraph import csgraph_from_dense, dijkstra, floyd_warshall, minimum_spanning_tree
 from torch import Tensor
 
 from riemvae.geometry.hermite import measure, resample, squared_norms
@@ -152,12 +152,33 @@ class PointGraph:
         corners = torch.cat(
             [start.points.unsqueeze(1), self.nodes[torch.stack(trail, 1)], end.points.unsqueeze(1)], 1
         )
-        path = _equally_spaced(corners, torch.stack(lengths, 1), num_segments)
+        path = equally_spaced(corners, torch.stack(lengths, 1), num_segments)
         reached = torch.isfinite(ways.flatten(1).amin(-1))[:, None, None]
         return torch.where(reached, path, straight_lines(start.points, end.points, num_segments))
 
 
-def _equally_spaced(corners: Tensor, lengths: Tensor, num_segments: int) -> Tensor:
+def shortest_ways(distances: Tensor) -> tuple[Tensor, Tensor]:
+    """The shortest ways between all nodes of a graph, given by its ``distances (N, N)``, ``inf`` for none.
+
+    Returns:
+        Their lengths ``(N, N)``, and the nodes before the last ones, ``(N, N)``: negative where no way leads.
+    """
+    dense = distances.detach().double().cpu().numpy()
+    # Not a dense array: in that a distance of zero, of coincident points, would be no edge.
+    graph = csgraph_from_dense(dense, null_value=np.inf)
+    lengths, before = floyd_warshall(graph, directed=False, return_predecessors=True)
+    return torch.from_numpy(lengths).to(distances), torch.from_numpy(before).to(distances.device).long()
+
+
+def stations(before: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """The nodes of ways from ``start`` to ``end (B,)``, ``(B, H+1)``; shorter ways end in repetitions."""
+    trail = [end]
+    while bool((trail[-1] != start).any()):
+        trail.append(torch.where(trail[-1] == start, start, before[start, trail[-1]]))
+    return torch.stack(trail, 1)  # the graph is undirected: from the end, which is as good
+
+
+def equally_spaced(corners: Tensor, lengths: Tensor, num_segments: int) -> Tensor:
     """Points at equal distances along lines with ``corners (B, H+1, d)`` and edges of ``lengths (B, H)``."""
     along = torch.cat([torch.zeros_like(lengths[:, :1]), lengths.cumsum(-1)], -1)
     t = torch.linspace(0.0, 1.0, num_segments + 1, dtype=along.dtype, device=along.device)

@@ -13,7 +13,15 @@ from torch import Tensor
 from riemvae._checks import argument_error, check_count, check_finite, check_last_dim, check_positive
 from riemvae.geometry.conformal import VolumeWeightedMetric
 from riemvae.geometry.curve_solver import initial_velocity, minimise_energy
-from riemvae.geometry.curve_starts import Attachment, PointGraph, best_arcs, straight_lines
+from riemvae.geometry.curve_starts import (
+    Attachment,
+    PointGraph,
+    best_arcs,
+    equally_spaced,
+    shortest_ways,
+    stations,
+    straight_lines,
+)
 from riemvae.geometry.hermite import hermite, measure, resample, squared_norms
 from riemvae.geometry.metric import Metric
 
@@ -36,6 +44,10 @@ _CLOSELY = 8
 # A length that changes by this share under the closer look is none, and the pair is tried with more segments.
 _UNRESOLVED = 0.1
 _RETRY = 4
+# A distance that a way through other points undercuts by this share is that of a wrong valley. How often
+# such pairs are solved anew, each time with twice the segments.
+_UNDERCUT = 1e-3
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class Geodesic:
         length: ``∫ ‖c'‖ dt (...)`` of the curve: the distance of its ends. Where gradients are enabled it is
             differentiable with respect to the ends and the metric.
         energy: ``∫ ‖c'‖² dt (...)``, which for a constant speed is the squared length.
-        converged: whether the optimiser reached its tolerance, ``(...)``.
+        converged: whether the optimiser reached its tolerance, or what the dtype resolves, ``(...)``.
         initial_velocity: ``c'(0) (..., d)``, of norm ``length``: the logarithm of the end at the start, up to
             the discretisation.
         discretisation_error: estimate of the relative error of ``length`` that finitely many segments leave,
@@ -143,7 +155,8 @@ def geodesic(
         z1: Starts ``(..., d)``.
         z2: Ends ``(..., d)``, broadcast against ``z1``.
         num_segments: ``K``.
-        tolerance: Relative excess of the length over the discrete minimum, at which the optimiser stops.
+        tolerance: Relative excess of the length over the discrete minimum, at which the optimiser stops;
+            where rounding hides what is left, at 64 machine epsilons.
         max_iterations: Evaluations of the energy at each number of segments.
         graph: Points ``(M, d)`` to route starts through; ``None``: the metric's centroids, if it has any.
         refine: ``True`` doubles the segments of a pair until the estimated discretisation errors of its
@@ -243,6 +256,10 @@ def distance_matrix(
     As :func:`geodesic`, with starts through the graph of the points themselves and the metric's centroids.
     Pairs are taken in blocks of bounded memory. Distances carry no gradient.
 
+    Within one set of points, a distance that exceeds a way through other points by a thousandth is solved
+    again from that way, until none does: the triangle inequality holds up to that. Where no curve as short is
+    found, the length of the way is the distance, and the error says how far the curve was from it.
+
     Args:
         metric: The metric.
         z: Points ``(N, d)``.
@@ -303,6 +320,9 @@ def distance_matrix(
         if other is None:
             lengths, errors = lengths + lengths.mT, errors + errors.mT
             converged = converged & converged.mT
+            found = Distances(lengths / factor, converged, errors)
+            lengths, converged, errors = _closed(scaled, rows, found, routes, begin, settings)
+            lengths = factor * lengths
             above = torch.ones_like(converged).triu(1)
             _warn(converged[above], errors[above], None, settings)
         else:
@@ -414,10 +434,7 @@ def _solved(
         starts.append(routes.paths(*attached, half))
     elif z1.shape[-1] > 1 and half > 1:
         starts.append(best_arcs(metric, z1, z2, half))
-    first = minimise_energy(
-        metric, _best(metric, starts, settings), settings.tolerance, settings.max_iterations
-    )
-    curves = _refined(metric, first.points, measure(metric, first.points)[1], segments, settings)
+    curves = _relaxed(metric, _best(metric, starts, settings), segments, settings)
     failed = (~curves.converged).nonzero().squeeze(-1)
     if len(failed) and retry:
         more = settings._replace(num_segments=_RETRY * segments, target=None)
@@ -440,6 +457,12 @@ def _solved(
         ]
         curves = _put(curves, coarse, _Curves(*map(torch.cat, zip(*finer))))
     return curves
+
+
+def _relaxed(metric: Metric, start: Tensor, segments: int, settings: _Settings) -> _Curves:
+    """The geodesics that ``start``, of half the segments, leads to."""
+    first = minimise_energy(metric, start, settings.tolerance, settings.max_iterations)
+    return _refined(metric, first.points, measure(metric, first.points)[1], segments, settings)
 
 
 def _put(curves: _Curves, index: Tensor, finer: _Curves) -> _Curves:
@@ -498,6 +521,61 @@ def _refined(
         length_error.masked_fill(infinite, torch.inf),
         (_RICHARDSON * shift).masked_fill(infinite, torch.inf),
     )
+
+
+def _closed(
+    metric: Metric,
+    z: Tensor,
+    found: Distances,
+    routes: PointGraph | None,
+    attached: Attachment | None,
+    settings: _Settings,
+) -> Distances:
+    """Distances that no way through other points undercuts, the symmetric ``(N, N)`` ones given."""
+    lengths, converged, errors = (a.clone() for a in found)
+    count, d = z.shape
+    above = torch.ones_like(converged).triu(1)
+    pairs = torch.empty(2, 0, dtype=torch.long, device=z.device)
+    known: dict[tuple[int, int], Tensor] = {}  # curves that were found on a way, from the lesser index
+    for attempt in range(_ROUNDS + 1):
+        ways, before = shortest_ways(lengths)
+        pairs = (above & ~(lengths <= (1.0 + _UNDERCUT) * ways)).nonzero().mT
+        pairs = pairs[:, torch.isfinite(ways[pairs[0], pairs[1]])]
+        if pairs.shape[1] == 0 or attempt == _ROUNDS:
+            break
+        segments = settings.num_segments << attempt
+        half = max(segments // 2, 1)
+        for part in pairs.split(max(1, _BLOCK // (_CLOSELY * segments * d)), dim=1):
+            trail = stations(before, part[0], part[1])
+            edges = torch.stack([trail[:, 1:], trail[:, :-1]])
+            edges = edges.sort(0).values
+            codes, which = torch.unique(edges[0] * count + edges[1], return_inverse=True)
+            a, b = codes // count, codes % count
+            ends = None if attached is None else (attached.at(a), attached.at(b))
+            pieces = _solved(metric, z[a], z[b], routes, ends, settings).points
+            for e, key in enumerate(zip(a.tolist(), b.tolist())):
+                if key in known:
+                    pieces[e] = resample(known[key], pieces.shape[1] - 1)
+            forward = (trail[:, :-1] < trail[:, 1:])[..., None, None]
+            pieces = torch.where(forward, pieces[which], pieces[which].flip(-2))  # (B, H, K+1, d)
+            corners = torch.cat([pieces[:, :, :-1].flatten(1, 2), pieces[:, -1, -1:]], 1)
+            steps = pieces.shape[2] - 1
+            hops = lengths[trail[:, :-1], trail[:, 1:]] / steps
+            start = equally_spaced(corners, hops.repeat_interleave(steps, dim=1), half).flip(1)
+            curves = _relaxed(metric, start, segments, settings)
+            i, j = part
+            better = curves.length < lengths[i, j]
+            i, j, curves = i[better], j[better], _Curves(*(a[better] for a in curves))
+            for rows, columns in ((i, j), (j, i)):
+                lengths[rows, columns], errors[rows, columns] = curves.length, curves.length_error
+                converged[rows, columns] = curves.converged
+            known.update(zip(zip(i.tolist(), j.tolist()), curves.points))
+    i, j = pairs
+    excess = lengths[i, j] / ways[i, j] - 1.0
+    for rows, columns in ((i, j), (j, i)):
+        errors[rows, columns] = torch.maximum(errors[rows, columns], excess)
+        lengths[rows, columns] = ways[i, j]
+    return Distances(lengths, converged, errors)
 
 
 def _joined(parts: list[_Curves], start: Tensor, num_segments: int) -> _Curves:

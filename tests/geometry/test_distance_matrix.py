@@ -11,6 +11,7 @@ from oracles import METRICS, centroid_metric
 
 from riemvae.geometry import geodesics
 from riemvae.geometry.centroid import CentroidMetric
+from riemvae.geometry.curve_starts import shortest_ways, stations
 from riemvae.geometry.geodesics import distance, distance_matrix
 from riemvae.geometry.metric import ConstantMetric, EuclideanMetric
 
@@ -108,6 +109,27 @@ def test_clusters_far_apart_are_reached():
     assert result.converged.all()
     # Far from all centroids the metric is I/λ, λ = 0.2.
     assert result.distance[:12, 12:].min() > 0.8 * 25 * 2**0.5 / 0.2**0.5
+
+
+def test_no_way_through_other_points_undercuts_a_distance():
+    # A grid that reaches beyond the centroids, where the first valley found is often not the shortest.
+    metric = learned_metric(60, 2)
+    axis = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    result = distance_matrix(metric, z, full=True)
+    d = result.distance
+    through = (d.unsqueeze(2) + d.unsqueeze(0)).amin(1)
+    assert (d <= 1.001 * through * (1 + 1e-12)).all()
+    assert torch.equal(d, d.mT)
+    assert (d.diagonal() == 0).all()
+
+
+def test_ways_through_points_that_coincide():
+    distances = torch.tensor([[0.0, 0.0, 5.0], [0.0, 0.0, 1.0], [5.0, 1.0, 0.0]])
+    lengths, before = shortest_ways(distances)
+    assert lengths[0].tolist() == [0.0, 0.0, 1.0]
+    trail = stations(before, torch.tensor([0, 1]), torch.tensor([2, 2]))
+    assert trail.tolist() == [[2, 1, 0], [2, 1, 1]]
 
 
 def test_blocks_change_nothing(monkeypatch):

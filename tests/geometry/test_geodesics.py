@@ -156,6 +156,22 @@ def test_single_precision_follows_the_inputs():
     )
 
 
+def test_near_pairs_far_from_the_origin_converge_in_single_precision():
+    # Coordinates of size 9 are rounded at 1e-6, steps of 0.09 / 16 are not to be.
+    metric = centroid_metric(2, dtype=torch.float32)
+    torch.manual_seed(0)
+    z1 = 9.0 * torch.nn.functional.normalize(torch.randn(50, 2, dtype=torch.float64), dim=-1)
+    z1 = z1.float()
+    z2 = z1 + 0.09 * torch.nn.functional.normalize(torch.randn(50, 2), dim=-1)
+    with torch.no_grad():
+        few = minimise_energy(metric, straight_lines(z1, z2, 16), 1e-8, 30)
+    assert few.converged.all()
+    c = geodesic(metric, z1, z2)
+    assert c.converged.all()
+    exact = distance(metric.double(), z1.double(), z2.double())
+    torch.testing.assert_close(c.length.double(), exact, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])
 def test_the_tolerance_bounds_the_excess_over_the_discrete_minimum(tolerance):
     metric = curved_metric(0.3)

@@ -356,3 +356,13 @@ def test_a_metric_that_gives_nothing_is_refused():
 def test_regularization_zero_is_a_metric_near_its_centroids():
     metric = CentroidMetric(torch.zeros(1, 2), torch.eye(2)[None], 1.0, 0.0)
     torch.testing.assert_close(metric.tensor(torch.zeros(2)), torch.eye(2))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_matrices_whose_determinant_leaves_the_range_of_single_precision(size):
+    matrix = size * torch.tensor([[2.0, 0.6], [0.6, 1.0]])
+    inverse, log_det = inverse_and_log_det(matrix)
+    exact = matrix.double()
+    torch.testing.assert_close(inverse.double(), exact.inverse(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(log_det.double(), exact.logdet(), rtol=1e-5, atol=0)
+    assert inverse_and_log_det(-matrix)[1].isnan()
