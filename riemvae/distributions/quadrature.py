@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemvae._checks import argument_error
+
 _NODES = 8
 _PAIRS = 1 << 22  # panels times centres held at once
 
@@ -39,6 +41,9 @@ def log_integral(
 
     Returns:
         The logarithm, or ``None`` where it takes more points.
+
+    Raises:
+        ValueError: The density is NaN somewhere: its metric is not positive definite there.
 
     Example:
         >>> value = log_integral(lambda z: -0.5 * z.square().sum(-1), 9.0, torch.zeros(0).double(), 2)
@@ -73,8 +78,15 @@ def log_integral(
             r, angle = torch.broadcast_tensors(grid[:, 0, :, None], grid[:, 1, None, :])
             points = _polar(r, angle).reshape(-1, 2)
             mass = (r * mass[:, 0, :, None] * mass[:, 1, None, :]).reshape(-1)
-        parts = [log_density(part.to(like.dtype)) for part in points.split(1 << 14)]
-        return (torch.cat(parts).double() + mass.log()).reshape(len(panels), -1)
+        values = torch.cat([log_density(part.to(like.dtype)) for part in points.split(1 << 14)]).double()
+        if bool(values.isnan().any()):  # it would be refined for ever
+            raise argument_error(
+                "metric",
+                "a metric that is positive definite on all of the support",
+                f"{int(values.isnan().sum())} of {len(values)} points where it is not",
+                "lower radius= to where it is, or mend its tensor",
+            )
+        return (values + mass.log()).reshape(len(panels), -1)
 
     shift = float(log_values(panels).max())
 

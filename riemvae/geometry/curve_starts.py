@@ -12,6 +12,7 @@ from torch import Tensor
 
 from riemvae.geometry.hermite import measure, resample, squared_norms
 from riemvae.geometry.metric import Metric
+from riemvae.geometry.polygons import along
 
 _NEIGHBOURS = 10  # of a node in the graph
 _ATTACHED = 5  # nodes that an end of a curve is joined to
@@ -180,15 +181,7 @@ def stations(before: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 def equally_spaced(corners: Tensor, lengths: Tensor, num_segments: int) -> Tensor:
     """Points at equal distances along lines with ``corners (B, H+1, d)`` and edges of ``lengths (B, H)``."""
-    along = torch.cat([torch.zeros_like(lengths[:, :1]), lengths.cumsum(-1)], -1)
-    t = torch.linspace(0.0, 1.0, num_segments + 1, dtype=along.dtype, device=along.device)
-    wanted = t * along[:, -1:]
-    edge = (torch.searchsorted(along, wanted, right=True) - 1).clamp(0, lengths.shape[-1] - 1)
-    length = lengths.gather(1, edge)
-    share = (
-        (wanted - along.gather(1, edge)) / torch.where(length > 0, length, torch.ones_like(length))
-    ).clamp(0, 1)
-    index = edge.unsqueeze(-1).expand(-1, -1, corners.shape[-1])
-    nodes = torch.lerp(corners.gather(1, index), corners.gather(1, index + 1), share.unsqueeze(-1))
+    t = torch.linspace(0.0, 1.0, num_segments + 1, dtype=lengths.dtype, device=lengths.device)
+    nodes = along(corners, lengths, t)
     nodes[:, 0], nodes[:, -1] = corners[:, 0], corners[:, -1]
     return nodes

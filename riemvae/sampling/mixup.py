@@ -21,6 +21,7 @@ from riemvae.geometry.conformal import VolumeWeightedMetric
 from riemvae.geometry.geodesics import geodesic
 from riemvae.geometry.hermite import resample
 from riemvae.geometry.metric import Metric
+from riemvae.geometry.polygons import along
 
 _FINER = 4  # nodes of a polygon a node of the solver
 _BLOCK = 1 << 14  # points given to a metric at once
@@ -187,10 +188,4 @@ def at_arc_length(metric: Metric, nodes: Tensor, t: Tensor) -> Tensor:
     d = nodes.shape[-1]
     parts = zip(middle.reshape(-1, d).split(_BLOCK), step.reshape(-1, d).split(_BLOCK))
     lengths = torch.cat([metric.norm(*part) for part in parts]).reshape(step.shape[:-1])
-    reached = torch.cat([torch.zeros_like(lengths[:, :1]), lengths.cumsum(-1)], -1)
-    wanted = (t * reached[:, -1])[:, None]
-    k = torch.searchsorted(reached, wanted, right=True).clamp(1, lengths.shape[-1]) - 1
-    length = lengths.gather(-1, k)
-    share = torch.where(length > 0, (wanted - reached.gather(-1, k)) / length, 0.0).clamp(0, 1)
-    index = k[..., None].expand(-1, -1, d)
-    return (nodes.gather(1, index) + share[..., None] * step.gather(1, index)).squeeze(1)
+    return along(nodes, lengths, t[:, None]).squeeze(1)

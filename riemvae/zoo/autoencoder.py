@@ -34,6 +34,9 @@ from riemvae.zoo.codes import PosteriorCodes, gaussian_parameters
 # Posteriors of the training data that are kept for the geometry of the latent space.
 MAXIMUM_CODES = 5_000
 
+# Relative excess of the squared length of a curve that is looked at.
+_DRAWN = 1e-4
+
 # Samplers along the metric of eq. 1.7, learned or made of the posterior covariances.
 _ALONG_THE_METRIC: dict[str, Callable[..., Any]] = {
     "manifold": ManifoldSampler,
@@ -276,7 +279,8 @@ class Autoencoder(nn.Module):
         Args:
             x1: Data ``(N, *input_shape)``.
             x2: As many.
-            num: Points of each curve, of equal spacing along it.
+            num: Points of each curve, at equal steps of its length in coordinates. (At equal steps of a
+                geodesic's own length most would lie where the metric is large, in the gaps of the data.)
             curve: ``"straight"``; ``"geodesic"``, of :attr:`metric`; or ``"volume"``, which minimises the
                 integral of ``1/√det G`` along the curve under :meth:`posterior_metric` (eq. 3.8).
         """
@@ -290,7 +294,7 @@ class Autoencoder(nn.Module):
             path = z1[:, None] + t[:, None] * (z2 - z1)[:, None]
         else:
             metric = self.metric if curve == "geodesic" else VolumeWeightedMetric(self.posterior_metric())
-            path = geodesic(metric, z1, z2)(t).movedim(0, 1)
+            path = geodesic(metric, z1, z2, tolerance=_DRAWN).evenly(t).movedim(0, 1)
         return self.decode(path.flatten(0, 1)).reshape(len(z1), num, *self.input_shape)
 
     # -- generation ----------------------------------------------------------------------------------------

@@ -295,3 +295,14 @@ def test_refusals():
     for metric in (bumps(3), centroid, Sphere()):
         with pytest.raises(NotImplementedError, match=r"riemvae.sampling"):
             RiemannianUniform(metric, 2.0).sample()
+
+
+def test_a_metric_that_is_not_positive_definite_is_named():
+    class Signed(Metric):
+        latent_dim = 2
+
+        def tensor(self, z):
+            return z[..., 0, None, None] * torch.eye(2, dtype=z.dtype)  # negative on half of the disc
+
+    with pytest.raises(ValueError, match=r"metric: expected a metric that is positive definite"):
+        RiemannianUniform(Signed(), radius=1.0).log_prob(torch.zeros(2))

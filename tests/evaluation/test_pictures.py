@@ -264,7 +264,7 @@ def test_strips_decode_the_curve_and_the_line():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["curve", "line"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "0.25", "0.5", "0.75", "1"]
     for j, t in enumerate((0.0, 0.25, 0.5, 0.75, 1.0)):
-        np.testing.assert_allclose(tile_of(ax, 0, j, 4)[[0, 3], 0], curve(t))
+        np.testing.assert_allclose(tile_of(ax, 0, j, 4)[[0, 3], 0], curve.evenly(t))
         np.testing.assert_allclose(tile_of(ax, 1, j, 4)[[0, 3], 0], z1 + t * (z2 - z1), atol=1e-12)
     plain = draw_strip(constant_images, lambda t: torch.stack([t, 1 - t], -1), 3)
     np.testing.assert_allclose(tile_of(plain, 0, 2, 4)[[0, 3], 0], [1.0, 0.0])

@@ -303,3 +303,24 @@ def test_the_graph_joins_what_neighbours_leave_apart():
     # Equal distances along a broken line: chords cut its corners, and are never longer.
     assert steps.max() <= steps.sum() / 50 * 1.2
     assert 1.0 <= float(steps.sum() / (far[59] - far[0]).norm()) < 1.1
+
+
+def test_even_steps_are_of_equal_euclidean_length():
+    torch.manual_seed(0)
+    form = CLOSED_FORMS["half_space"](2)
+    z = form.random(12).reshape(2, 6, 2)
+    curve = geodesic(form.metric, z[0], z[1], num_segments=32)
+    points = curve.evenly(torch.linspace(0, 1, 33))
+    assert points.shape == (33, 6, 2)
+    torch.testing.assert_close(points[0], z[0])
+    torch.testing.assert_close(points[-1], z[1])
+    steps = torch.linalg.vector_norm(points.diff(dim=0), dim=-1)  # chords: shorter than arcs by their square
+    torch.testing.assert_close(steps, steps.mean(0).expand_as(steps), rtol=5e-3, atol=0)
+    # They are points of the curve: each lies on the half circle through the ends with its centre at height 0.
+    (x1, y1), (x2, y2) = z[0].unbind(-1), z[1].unbind(-1)
+    centre = (x2**2 + y2**2 - x1**2 - y1**2) / (2 * (x2 - x1))
+    radius = torch.hypot(x1 - centre, y1)
+    reached = torch.hypot(points[..., 0] - centre, points[..., 1])
+    torch.testing.assert_close(reached, radius.expand_as(reached), rtol=1e-3, atol=0)
+    assert (curve(torch.linspace(0, 1, 33)) - points).abs().max() > 0.01  # equal times are something else
+    torch.testing.assert_close(curve.evenly(0.5), points[16])

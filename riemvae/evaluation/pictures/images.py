@@ -112,12 +112,13 @@ def draw_strip(
     ax: Any | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """The images decoded at equal times along curves, a row each.
+    """The images decoded at even steps along curves, a row each.
 
     Args:
         decode: ``z (n, d) -> images``, ``(n, C, H, W)`` or what else ``draw_rows`` shows; for instance the
             decoder's means.
-        curve: a ``Geodesic`` of any batch, or another function of times: ``t (T,) -> z (T, ..., d)``.
+        curve: a ``Geodesic`` of any batch, drawn at equal steps of its Euclidean length, or another function
+            of times, ``t (T,) -> z (T, ..., d)``, drawn at equal times.
         num: images along a curve, both ends included.
         straight: adds a row for the straight line between the ends of each curve.
         ax: axes to draw on; ``None`` makes a figure.
@@ -141,9 +142,7 @@ def draw_strip(
     """
     check_count("num", num, 2)
     times = torch.linspace(0, 1, num)
-    if isinstance(curve, Geodesic):
-        times = times.to(curve.points)
-    points = curve(times)
+    points = curve.evenly(times) if isinstance(curve, Geodesic) else curve(times)
     points = points.reshape(num, -1, points.shape[-1]).transpose(0, 1)  # (curves, num, d)
     share = times.to(points)[:, None]
     rows = []
@@ -212,10 +211,11 @@ def draw_overfitting(
             raise argument_error("reconstructions", "None: the check was made without", reconstructions)
         index = canvas.array(check.reconstruction_indices[:num])
         rows.append(("nearest reconstruction", canvas.array(reconstructions)[index]))
-    scale = float(check.leave_one_out.median()) or 1.0
-    texts = [f"{float(distance) / scale:.2f}" for distance in check.train_distances[:num]]
+    scale = float(check.leave_one_out.median())
+    texts = [f"{float(distance) / (scale or 1.0):.2f}" for distance in check.train_distances[:num]]
     ax = draw_rows(rows, texts, ax=ax)
-    ax.set_xlabel("distance to the nearest training image / median among training images", fontsize="small")
+    unit = " / median among training images" if scale else ""  # 0 where most have an identical twin
+    ax.set_xlabel(f"distance to the nearest training image{unit}", fontsize="small")
     return canvas.finish(ax, path)
 
 
