@@ -46,9 +46,10 @@ class OverfittingCheck:
         return float((above + not_below).double().mean() / (2 * len(others)))
 
     def copied(self, quantile: float = 0.05) -> Tensor:
-        """Which draws lie nearer to a training datum than all but this share of training data do, ``(n,)``.
+        """Which draws lie as near to a training datum as this share of training data do, ``(n,)``.
 
-        Fresh data are marked at the rate ``quantile``.
+        Fresh data are marked at the rate ``quantile``. Where more of the training data than that have a twin,
+        only exact copies are marked.
 
         Raises:
             ValueError: a quantile outside ``(0, 1)``.
@@ -56,7 +57,7 @@ class OverfittingCheck:
         if not 0 < quantile < 1:
             raise argument_error("quantile", "a number between 0 and 1", quantile)
         threshold = self.leave_one_out.double().quantile(quantile)
-        return self.train_distances.double() < threshold
+        return self.train_distances.double() <= threshold
 
     def summary(self) -> dict[str, float]:
         """The figures to report: medians of the distances, :attr:`closer` and the share :meth:`copied`."""

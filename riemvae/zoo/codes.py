@@ -16,10 +16,10 @@ from riemvae.geometry import CentroidMetric, PosteriorMetric
 
 # Far from data the inverse metric must be smaller than the covariances are.
 _RELATIVE_REGULARIZATION = 1e-2
-# Width of the bumps of eq. 1.7 in median distances between nearest neighbours: they overlap along the data
-# and leave the gaps. The largest such distance, ρ of algorithm 4, is an outlier's, and bumps so wide hide the
-# data's shape: geodesics were then farther from it than straight lines (180 disks and rings, d = 2).
-_NEIGHBOURS = 3.0
+# The bumps of eq. 1.7 reach to the fifth nearest neighbour of a typical code: they overlap along the data and
+# leave the gaps. The largest distance of a nearest neighbour, ρ of algorithm 4, is an outlier's, and bumps so
+# wide hide the data's shape: geodesics were then farther from it than straight lines (180 disks and rings).
+_NEIGHBOUR = 5
 
 
 @recipe
@@ -91,8 +91,8 @@ class PosteriorCodes(nn.Module):
         """The metric of eq. 1.7 with ``A_i = Σ_i``, whose volume is small near data: geodesics keep to it.
 
         Args:
-            temperature: ``T``; None is three times the median distance of a code to its nearest neighbour,
-                and at least the root mean variance of the posteriors, below which codes are not told apart.
+            temperature: ``T``; None is the median distance of a code to its fifth nearest neighbour, and at
+                least the root mean variance of the posteriors, below which codes are not told apart.
             regularization: ``λ``; None is a hundredth of the mean variance of the posteriors.
         """
         factors = torch.diag_embed(self.scale) if self.scale.dim() == 2 else self.scale
@@ -100,8 +100,9 @@ class PosteriorCodes(nn.Module):
         if temperature is None:
             temperature = math.sqrt(variance)
             if len(self.loc) > 1:
-                spacing = float(nearest(self.loc, self.loc, skip_self=True).distances.median())
-                temperature = max(temperature, _NEIGHBOURS * spacing)
+                k = min(_NEIGHBOUR, len(self.loc) - 1)
+                reach = nearest(self.loc, self.loc, k, skip_self=True).distances[:, -1].median()
+                temperature = max(temperature, float(reach))
         if regularization is None:
             regularization = _RELATIVE_REGULARIZATION * variance
         return CentroidMetric(self.loc, factors, temperature, regularization)

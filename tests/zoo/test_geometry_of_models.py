@@ -54,11 +54,13 @@ def test_the_two_metrics_are_the_equations(trained):
 def test_default_widths_follow_spacing_and_variance():
     grid = torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0))
     near = PosteriorCodes(grid, torch.full((25, 2), 0.1)).covariance_metric()
-    assert near.temperature == pytest.approx(3.0)
+    assert near.temperature == pytest.approx(2.0**0.5)  # four at distance one, the fifth across
     assert near.regularization == pytest.approx(1e-4)
     # Posteriors wider than the spacing cannot be told apart: their width rules.
     wide = PosteriorCodes(grid, torch.full((25, 2), 4.0)).covariance_metric()
     assert wide.temperature == pytest.approx(4.0)
+    two = PosteriorCodes(torch.tensor([[0.0, 0.0], [0.0, 3.0]]), torch.full((2, 2), 0.5)).covariance_metric()
+    assert two.temperature == pytest.approx(3.0)
     alone = PosteriorCodes(torch.zeros(1, 2), torch.full((1, 2), 0.5)).covariance_metric()
     assert alone.temperature == pytest.approx(0.5)
 
