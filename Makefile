@@ -15,7 +15,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg
 help:
 	@echo "make demo        train on scikit-learn's digits, sample along the geometry, report"
 	@echo "make test        lint, types, tests with doctests and coverage"
-	@echo "make test-slow   the tests that take minutes"
+	@echo "make test-slow   the tests that take minutes; some need data (RIEMVAE_DATA=folder with shapes180.npz)"
 	@echo "make lint        lint and types alone;  make format  puts the source in order"
 	@echo "make bench       measure against the peer library"
 	@echo "make docs        build the documentation site into docs/_build/html"

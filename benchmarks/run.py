@@ -1,6 +1,7 @@
 """Runs the benchmarks, prints their tables and keeps them in ``benchmarks/results/``.
 
-    python benchmarks/run.py [--only NAME ...] [--quick] [--clock wall|cpu] [--mnist FILE] [--out FOLDER]
+    python benchmarks/run.py [--only NAME ...] [--quick] [--clock wall|cpu] [--mnist FILE] [--data FOLDER]
+        [--out FOLDER]
 
 One thread. The exit status says whether everything ran; whether every target was met is in the tables.
 """
@@ -13,11 +14,15 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import exponential
 import fit_overhead
+import geodesics
+import latent_geometry
 import likelihood
 import manifold_hmc
 import memory
 import mnist
+import samplers
 import scaling
 import torch
 import training_step
@@ -41,6 +46,10 @@ def main() -> None:
         "fit_overhead": lambda: fit_overhead.run(arguments.quick),
         "mnist": lambda: mnist.run(arguments.quick, arguments.mnist),
         "scaling": lambda: scaling.run(arguments.quick),
+        "exponential": lambda: exponential.run(arguments.quick),
+        "geodesics": lambda: geodesics.run(arguments.quick),
+        "samplers": lambda: samplers.run(arguments.quick),
+        "latent_geometry": lambda: latent_geometry.run(arguments.quick, arguments.data),
     }
     # A quick run is a check that all works; it does not overwrite figures unless told where to.
     out = arguments.out or (None if arguments.quick else RESULTS)
@@ -63,7 +72,8 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     names = ["training_step", "manifold_hmc", "likelihood", "memory", "fit_overhead", "mnist", "scaling"]
-    parser = argparse.ArgumentParser(description="Measures riemvae against pythae.")
+    names += ["exponential", "geodesics", "samplers", "latent_geometry"]
+    parser = argparse.ArgumentParser(description="Measures riemvae against its peers.")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument(
         "--quick", action="store_true", help="few repeats; keeps nothing unless --out is given"
@@ -73,6 +83,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--mnist", help="an .npz with x_train uint8 (default: the environment's RIEMVAE_MNIST)"
+    )
+    parser.add_argument(
+        "--data", help="a folder with shapes180.npz and mnist.npz (default: the environment's RIEMVAE_DATA)"
     )
     parser.add_argument("--out", type=Path, help="folder for the results (default: benchmarks/results)")
     return parser.parse_args()
