@@ -372,6 +372,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     import torch
 
     from riemvae import evaluation
+    from riemvae.evaluation.pictures.canvas import write_figure
     from riemvae.geometry import geodesic
 
     if autoencoder.codes is None:
@@ -414,8 +415,7 @@ def _plot(arguments: argparse.Namespace) -> None:
                 sampler.sample(arguments.num or 10)
                 evaluation.draw_trajectories(sampler.trace.samples, plane=plane, ax=ax)
                 rows["sampler"] = name
-            suffix = arguments.out.suffix.lower()[1:]
-            write_file(arguments.out, lambda file: ax.figure.savefig(file, dpi=150, format=suffix))
+            write_figure(ax.figure, arguments.out)
     rows["written to"] = str(arguments.out)
     _print_table("latent space", rows)
 

@@ -34,6 +34,9 @@ from riemvae.zoo.codes import PosteriorCodes, gaussian_parameters
 # Posteriors of the training data that are kept for the geometry of the latent space.
 MAXIMUM_CODES = 5_000
 
+# Data encoded at a time for them.
+_ENCODED = 1_024
+
 # Relative excess of the squared length of a curve that is looked at.
 _DRAWN = 1e-4
 
@@ -162,7 +165,13 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: The guide's posterior is not Gaussian.
         """
-        self.codes = PosteriorCodes.of(self.posterior(x), max_codes)
+        data = self._shaped(x)
+        if max_codes < len(data):
+            data = data[torch.randperm(len(data))[:max_codes].to(data.device)]
+        parts = [PosteriorCodes.of(self.posterior(part)) for part in data.split(_ENCODED)]
+        self.codes = PosteriorCodes(
+            torch.cat([part.loc for part in parts]), torch.cat([part.scale for part in parts])
+        )
         return self
 
     @property
@@ -235,9 +244,9 @@ class Autoencoder(nn.Module):
         if learned:
             guide.freeze_metric(data.to(self.device), batch_size=freeze_batch_size)
         self.eval()
-        posterior = self.posterior(x)
-        readable = gaussian_parameters(posterior) is not None
-        self.codes = PosteriorCodes.of(posterior, MAXIMUM_CODES) if readable else None
+        self.codes = None
+        if gaussian_parameters(self.posterior(self._shaped(x)[:1])) is not None:
+            self.read_geometry(x)
         return self
 
     # -- latent space --------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ class PosteriorCodes(nn.Module):
         self.register_buffer("scale", scale)
 
     @classmethod
-    def of(cls, posterior: Distribution, max_codes: int | None = None) -> PosteriorCodes:
-        """The codes of Gaussian posteriors of batch shape ``(N,)``, or of ``max_codes`` random ones of them.
+    def of(cls, posterior: Distribution) -> PosteriorCodes:
+        """The codes of Gaussian posteriors of batch shape ``(N,)``.
 
         Raises:
             ValueError: Posteriors that are not Gaussian.
@@ -71,9 +71,6 @@ class PosteriorCodes(nn.Module):
                 "pass metric= or use another sampler",
             )
         loc, scale = parameters
-        if max_codes is not None and max_codes < len(loc):
-            chosen = torch.randperm(len(loc))[:max_codes].to(loc.device)
-            loc, scale = loc[chosen], scale[chosen]
         return cls(loc.detach().clone(), scale.detach().clone())
 
     def posterior_metric(self, num_centroids: int | None = None, **options: Any) -> PosteriorMetric:
