@@ -13,6 +13,7 @@ from rich.console import Console
 from scipy import stats
 
 import riemvae as rv
+from riemvae._tasks import progress_lines
 from riemvae.cli import main
 from riemvae.data import load_digits_split, write_json
 from riemvae.demo import run
@@ -20,7 +21,6 @@ from riemvae.demo.experiment import TRAINING_SETS, along_geometry, by_digit, cyc
 from riemvae.demo.files import check_folder, write_folder
 from riemvae.demo.picture import mosaic
 from riemvae.demo.report import COMPARISONS, findings
-from riemvae.demo.run import progress_lines
 from riemvae.demo.settings import CLASSIFIERS, MODELS, Settings
 from riemvae.demo.statistics import difference, summary
 

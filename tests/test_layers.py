@@ -15,7 +15,7 @@ PACKAGE = Path(riemvae.__file__).parent
 # From the top: a room imports from the rows above its own, and from its own row unless the row is split. What
 # the rooms of a row import from each other must not close a circle.
 ROWS = [
-    ("_atomic", "_checks", "_recipe"),
+    ("_atomic", "_checks", "_recipe", "_tasks"),
     ("geometry",),
     ("distributions",),
     ("flows",),
@@ -26,7 +26,7 @@ ROWS = [
     ("inference",),
     ("autoencoder", "longitudinal"),
     ("persistence", "data", "evaluation"),
-    ("zoo", "augment", "demo", "cli", "__main__"),
+    ("zoo", "augment", "demo", "benchmark", "cli", "__main__"),
 ]
 SPLIT = [("priors", "likelihoods")]
 ROW = {room: index for index, row in enumerate(ROWS) for room in row}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from riemvae import zoo
+from riemvae._tasks import Tell
 from riemvae.data import DigitsSplit, load_digits_split
 from riemvae.demo.picture import Plane, look_at_plane
 from riemvae.demo.settings import CLASSIFIERS, MODELS, NUM_DIGITS, Settings, classifiers
@@ -24,8 +25,6 @@ from riemvae.likelihoods import Gaussian
 from riemvae.zoo import Autoencoder
 
 IMAGE_SHAPE = (1, 8, 8)
-Tell = Callable[[str], None]
-
 # Training sets of the classifiers. The control takes no model: the real images, repeated as often, with
 # independent noise of the likelihood's scale.
 TRAINING_SETS = ("real", "real + prior", "real + manifold", "prior", "manifold", "real + noise")

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import queue
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from riemvae._checks import check_count
-from riemvae.demo.experiment import Tell, run_plane, run_seed
+from riemvae._tasks import Task, Tell, progress_lines, run_tasks
+from riemvae.demo.experiment import run_plane, run_seed
 from riemvae.demo.files import check_folder, write_folder
 from riemvae.demo.picture import draw
 from riemvae.demo.report import compile_report
 from riemvae.demo.settings import CLASSIFIERS, FIRST_SEED, MODELS, Settings
 
 STAGES = len(MODELS) + 2  # the lines that run_seed tells
-
-_lines: Any = None
 
 
 def run(
@@ -85,62 +79,13 @@ def run(
 
 def _compute(settings: Settings, jobs: int, tell: Tell) -> tuple[list[dict[str, Any]], Any]:
     """The outcomes in the order of the seeds, and the plane."""
-    tasks: list[tuple[Callable[..., Any], int]] = [(run_plane, settings.seeds[0])]
-    tasks += [(run_seed, seed) for seed in settings.seeds]
-    if jobs == 1:
-        plane, *outcomes = (task(settings, seed, tell) for task, seed in tasks)
-        return outcomes, plane
-    # A fresh interpreter each: forking a process whose torch has threads can hang.
-    context = multiprocessing.get_context("spawn")
-    lines = context.Queue()
-    with ProcessPoolExecutor(min(jobs, len(tasks)), context, _remember, (lines,)) as pool:
-        futures = [pool.submit(_work, task, settings, seed) for task, seed in tasks]
-        try:
-            waiting: set[Future[Any]] = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()  # an error ends the run now
-                _pass_on(lines, tell)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        _pass_on(lines, tell)
-        plane, *outcomes = (future.result() for future in futures)
+    tasks: list[Task] = [(run_plane, (settings, settings.seeds[0]))]
+    tasks += [(run_seed, (settings, seed)) for seed in settings.seeds]
+    plane, *outcomes = run_tasks(tasks, jobs, tell)
     return outcomes, plane
 
 
-def _remember(lines: Any) -> None:
-    global _lines
-    _lines = lines
-
-
-def _work(task: Callable[..., Any], settings: Settings, seed: int) -> Any:
-    return task(settings, seed, _lines.put)
-
-
-def _pass_on(lines: Any, tell: Tell) -> None:
-    while True:
-        try:
-            tell(lines.get_nowait())
-        except queue.Empty:
-            return
-
-
 # -- what is shown -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def progress_lines(console: Console, total: int) -> Iterator[Tell]:
-    """A bar in a terminal; plain lines with the seconds elsewhere."""
-    if not console.is_terminal:
-        since = time.perf_counter()
-        yield lambda text: console.print(f"{time.perf_counter() - since:5.0f} s  {text}", highlight=False)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=total)
-        yield lambda text: progress.update(task, advance=1, description=text)
 
 
 def show(report: Mapping[str, Any], console: Console) -> None:
