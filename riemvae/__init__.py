@@ -4,6 +4,7 @@ from riemvae import (
     data,
     distributions,
     evaluation,
+    flows,
     geometry,
     guides,
     inference,
@@ -14,12 +15,24 @@ from riemvae import (
     zoo,
 )
 from riemvae.autoencoder import VAE
-from riemvae.inference import ELBO, IWAE, fit, log_likelihood, log_weights
+from riemvae.inference import (
+    ELBO,
+    IWAE,
+    compare,
+    fit,
+    log_likelihood,
+    log_weights,
+    posterior_predictive,
+    to_arviz,
+)
 from riemvae.persistence import load, save
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "to_arviz",
+    "posterior_predictive",
+    "compare",
     "ELBO",
     "IWAE",
     "VAE",
@@ -27,6 +40,7 @@ __all__ = [
     "distributions",
     "evaluation",
     "fit",
+    "flows",
     "geometry",
     "guides",
     "inference",

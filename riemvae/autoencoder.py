@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from pyro.poutine.util import is_validation_enabled
@@ -19,9 +20,10 @@ from riemvae._recipe import recipe
 from riemvae.geometry import Potential
 from riemvae.likelihoods import Likelihood
 from riemvae.priors import FixedPrior, StandardNormal
+from riemvae.priors.context import call_prior, context_rule
 from riemvae.priors.fixed import without_validation
 
-Prior = TorchDistribution | Callable[[], TorchDistribution] | None
+Prior = TorchDistribution | Callable[..., TorchDistribution] | None
 
 
 @recipe
@@ -29,19 +31,25 @@ class VAE(PyroModule):
     """``z ~ p(z)``, ``x ~ p(x | decoder(z))``: a Pyro model, itself passed to ``SVI``, ``fit`` and guides.
 
     ``vae(x)`` observes a batch ``(B, ...)`` in the plate ``data`` (dim -1); ``vae(size=n)`` draws ``n`` data
-    from the prior. Its sites are ``z`` and ``x``.
+    from the prior. Its sites are ``z`` and ``x``, and those that the prior samples itself, outside the plate:
+    a guide of the latter goes to ``given=`` of ours.
+
+    With a prior ``p(z|y)``, one whose forward takes an argument, ``vae(x, y)`` observes and ``vae(y=y)``
+    draws one datum for each row of ``y (B, ...)``. Encoders get ``y`` too where they require it.
 
     Args:
         decoder: ``z (..., d) ->`` the likelihood's parameters: logits for the Bernoulli kinds, ``loc`` or
             ``(loc, scale)`` for a Gaussian. Leading dimensions are flattened for it and restored.
         latent_dim: ``d``.
         prior: A fixed distribution with event ``(d,)``, or a callable or module that returns one, called at
-            each step outside the plate. None is the standard normal.
+            each step outside the plate. One that takes an argument is called with ``y`` and returns batch
+            shape ``(B,)`` or ``()``. None is the standard normal.
         likelihood: A likelihood brick or its name.
 
     Raises:
         ValueError: A prior of another shape or with stored trainable tensors, an unknown likelihood; when
-            called, data outside the likelihood's support.
+            called, data outside the likelihood's support, no ``y`` for a prior that requires it or one of
+            another length than the data, a ``y`` for a prior that takes none.
 
     Source: Kingma and Welling (2014).
 
@@ -67,12 +75,21 @@ class VAE(PyroModule):
             prior = FixedPrior(prior)
         elif not callable(prior):
             raise argument_error("prior", "a distribution, or a callable or module that returns one", prior)
+        else:
+            context_rule(prior)
         self.prior = prior
         self.likelihood = likelihoods.by_name(likelihood) if isinstance(likelihood, str) else likelihood
         if isinstance(prior, FixedPrior):
-            self._checked_prior(prior.distribution)
+            self._checked_prior(prior.distribution, 1)
 
-    def _checked_prior(self, prior: Any) -> TorchDistribution:
+    def _prior_of(self, y: Tensor | None, size: int) -> TorchDistribution:
+        """The prior of ``size`` data, given ``y`` where it is conditioned on something."""
+        prior = call_prior(self.prior, y)
+        if y is not None and len(y) != size:
+            raise argument_error("y", f"one row for each of the {size} data", y)
+        return self._checked_prior(prior, size)
+
+    def _checked_prior(self, prior: Any, size: int) -> TorchDistribution:
         shape = getattr(prior, "event_shape", None)
         if shape != (self.latent_dim,):
             raise argument_error(
@@ -80,6 +97,12 @@ class VAE(PyroModule):
                 f"a distribution with event shape ({self.latent_dim},)",
                 f"event shape {shape and tuple(shape)}",
                 "use .to_event(1)",
+            )
+        if prior.batch_shape[-1:] not in ((), (1,), (size,)):
+            raise argument_error(
+                "prior",
+                f"a distribution with batch shape (), or ({size},) as the data",
+                f"batch shape {tuple(prior.batch_shape)}",
             )
         return prior  # type: ignore[no-any-return]
 
@@ -91,14 +114,16 @@ class VAE(PyroModule):
         """``E[x | z]`` at ``z (..., d)``."""
         return self.likelihood.mean(self.decode(z))  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
+    def forward(self, x: Tensor | None = None, y: Tensor | None = None, *, size: int | None = None) -> Tensor:
         # Read once each, and always: reading a module is what registers its parameters with Pyro.
         likelihood, _ = self.likelihood, self.decoder
         if x is not None:
             if is_validation_enabled():
                 likelihood.validate(x)
             size = len(x)
-        prior = self._checked_prior(self.prior())
+        elif size is None:
+            size = len(y) if isinstance(y, Tensor) and y.dim() else 1
+        prior = self._prior_of(y, size)
         with pyro.plate("data", size, dim=-1):
             z = pyro.sample("z", prior)
             parameters = _Decoded.take(self, z)
@@ -116,10 +141,13 @@ class VAE(PyroModule):
     ) -> Potential | None:
         """``-log p(x, z)`` and its gradient without tracing; None where a subclass changed the model."""
         x = args[0] if args else kwargs.get("x")
+        y = args[1] if len(args) > 1 else kwargs.get("y")
         changed = type(self).forward is not VAE.forward or type(self).decode is not VAE.decode
         if changed or latent != "z" or x is None:
             return None
-        return _Potential(self, self._checked_prior(self.prior()), x)
+        with poutine.block(hide_types=["sample"]):  # a term that a prior adds belongs to the model alone
+            prior = self._prior_of(y, len(x))
+        return _Potential(self, prior, x)
 
 
 def _decode(decoder: Callable[[Tensor], Any], z: Tensor) -> Any:

@@ -115,11 +115,32 @@ def student_pair():
     return model, rv.guides.HamiltonianGuide(model, encoder(), step_size=0.05)
 
 
+def flow_pair():
+    from riemvae.flows import IAF, RealNVP
+    from riemvae.guides.flow import FlowGuide
+    from riemvae.priors.flow import FlowPrior
+
+    model = vae(prior=FlowPrior(RealNVP(D, hidden=(5,))))
+    context = nn.Sequential(nn.Linear(P, 4), nn.SiLU())
+    return model, FlowGuide(model, encoder(), IAF(D, 4, hidden=(6,)), context=context)
+
+
+def flows_in_a_row_pair():
+    from riemvae.distributions.transforms import Planar, Radial
+    from riemvae.flows import NSF, InvertedFlow, PlanarFlow
+    from riemvae.guides.flow import FlowGuide
+    from riemvae.priors.flow import FlowPrior
+
+    model = vae(prior=FlowPrior(PlanarFlow(D, transforms=2)))
+    base = FlowGuide(model, encoder(), [Planar(D), Radial(D), InvertedFlow(NSF(D, bins=4, hidden=(6,)))])
+    return model, rv.guides.HamiltonianGuide(model, base, num_steps=2, step_size=0.05)
+
+
 PAIRS = {
     f.__name__.removesuffix("_pair"): f
     for f in (
         vae_pair, hvae_pair, rhvae_pair, fixed_metric_pair, nested_pair, plain_layers_pair, table_pair,
-        double_pair, student_pair,
+        double_pair, student_pair, flow_pair, flows_in_a_row_pair,
     )
 }  # fmt: skip
 
@@ -144,9 +165,10 @@ def test_a_pair_comes_back_with_the_same_numbers(name, tmp_path):
     perturb(model, guide)
     model.eval(), guide.eval()
     before = estimate(model, guide)
-    rv.save(tmp_path / "pair", model, guide)
     torch.manual_seed(7)
     state = torch.get_rng_state()
+    rv.save(tmp_path / "pair", model, guide)
+    assert torch.equal(torch.get_rng_state(), state)
     model2, guide2 = rv.load(tmp_path / "pair")
     assert torch.equal(torch.get_rng_state(), state)
     assert type(model2) is type(model) and type(guide2) is type(guide)
@@ -414,7 +436,7 @@ LAYERS = [
     nn.Identity(), nn.Linear(4, 3, bias=False), nn.Bilinear(4, 4, 2), nn.Embedding(5, 3, padding_idx=1),
     nn.Flatten(2), nn.Unflatten(1, (2, 2)), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(0.3),
     nn.ELU(0.7), nn.SELU(), nn.CELU(2.0), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Softplus(2.0, 10),
-    nn.Softsign(), nn.Tanh(), nn.Sigmoid(), nn.LogSigmoid(), nn.Softmax(-1), nn.LogSoftmax(0),
+    nn.Softsign(), nn.GLU(1), nn.Tanh(), nn.Sigmoid(), nn.LogSigmoid(), nn.Softmax(-1), nn.LogSoftmax(0),
     nn.Conv1d(2, 4, 3, padding="same", padding_mode="reflect"),
     nn.Conv2d(2, 4, (3, 1), stride=2, groups=2, bias=False), nn.Conv3d(1, 2, 3, dilation=2),
     nn.ConvTranspose1d(2, 4, 3, stride=2, output_padding=1), nn.ConvTranspose2d(2, 4, 3, bias=False),
@@ -571,6 +593,33 @@ def test_an_own_guide_is_given_the_loaded_model(tmp_path):
     assert type(guide2) is Guide and guide2.model is model2
     assert guide.model is model
     torch.testing.assert_close(estimate(model2, guide2), estimate(model, guide), rtol=0, atol=0)
+
+
+def test_a_flow_of_zukos_own_is_handed_back(tmp_path):
+    """Ours are rebuilt; a raw flow is a class outside, as any network of one's own."""
+    from riemvae.flows import IAF
+    from riemvae.guides.flow import FlowGuide
+    from riemvae.priors.flow import FlowPrior
+
+    zuko = pytest.importorskip("zuko")  # after riemvae.flows, so that arguments are still validated
+    torch.manual_seed(0)
+    model = vae(prior=FlowPrior(zuko.flows.MAF(D)))
+    guide = FlowGuide(model, encoder(), zuko.flows.NICE(D), context=None)
+    perturb(model, guide)
+    before = estimate(model, guide)
+    state = torch.get_rng_state()
+    rv.save(tmp_path / "pair", model, guide)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ValueError, match="modules: expected") as error:
+        rv.load(tmp_path / "pair")
+    assert "'model.prior.flow' (zuko.flows.autoregressive.MAF)" in str(error.value)
+    assert "'guide.flow' (zuko.flows.coupling.NICE)" in str(error.value)
+    handed = {"model.prior.flow": zuko.flows.MAF(D), "guide.flow": zuko.flows.NICE(D)}
+    model2, guide2 = rv.load(tmp_path / "pair", modules=handed)
+    assert guide2.flow is handed["guide.flow"]
+    torch.testing.assert_close(estimate(model2, guide2), before, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"modules\['guide\.flow'\]"):
+        rv.load(tmp_path / "pair", modules={**handed, "guide.flow": IAF(D)})
 
 
 def test_a_frozen_metric_of_ones_own(tmp_path):
@@ -733,8 +782,21 @@ def test_a_constraint_that_is_not_known_is_refused(tmp_path):
 def instances():
     from riemvae import data as rooms
     from riemvae import distributions as densities
-    from riemvae import geometry, likelihoods, priors, sampling
-    from riemvae.networks import PosteriorCentroidNetwork
+    from riemvae import flows, geometry, likelihoods, priors, sampling
+    from riemvae.distributions.diagonal_mixture import DiagonalMixture
+    from riemvae.distributions.implicit_mixture import ImplicitMixture
+    from riemvae.distributions.transforms import Planar, Radial
+    from riemvae.guides.refined import RefinedGuide
+    from riemvae.inference import schedules
+    from riemvae.inference.bounds import CIWAE, ELBO, IWAE, MIWAE, PIWAE
+    from riemvae.networks import EncoderFeatures, PosteriorCentroidNetwork
+    from riemvae.networks.full_covariance import FullCovarianceEncoder
+    from riemvae.networks.mixture import MixtureEncoder
+    from riemvae.priors.conditional import ClassConditional, ConditionalNormal
+    from riemvae.priors.flow import FlowPrior
+    from riemvae.priors.hierarchical import GlobalGuide, HierarchicalNormal
+    from riemvae.priors.riemannian import InverseVolumePrior, RiemannianUniformPrior, WrappedNormalPrior
+    from riemvae.priors.vamp import VampPrior
 
     metric = CentroidMetric(torch.randn(4, D), 0.5 * torch.eye(D).expand(4, D, D), regularization=0.1)
     _, hamiltonian = hvae_pair()
@@ -754,6 +816,7 @@ def instances():
         geometry.PosteriorMetric(torch.randn(4, D), torch.rand(4, D) + 0.1, decay=0.1),
         geometry.PullbackMetric(MLPDecoder(D, P), "bernoulli", regularization=0.1, latent_dim=D),
         geometry.VolumeWeightedMetric(metric), geometry.LatentManifold(metric), PosteriorCentroidNetwork(0.5),
+        EncoderFeatures(encoder()),
         densities.RiemannianUniform(metric, 3.0), densities.HypersphericalUniform(3),
         densities.VonMisesFisher(torch.eye(3)[0], 5.0),
         densities.WrappedNormal(geoopt.Lorentz(k=2.0), torch.tensor([2.0**0.5, 0, 0]), 0.3 * torch.eye(2)),
@@ -762,6 +825,25 @@ def instances():
         sampling.UniformSampler(metric, radius=3.0), sampling.RandomWalkSampler(metric, heuristic=True),
         sampling.RiemannianHMCSampler(metric, step_size="adapt"),
         sampling.GeodesicMixup(metric, torch.randn(6, D), torch.tensor([0, 0, 0, 1, 1, 1])),
+        DiagonalMixture(torch.randn(3), torch.randn(3, D), torch.rand(3, D) + 0.1),
+        VampPrior(encoder(), torch.rand(3, P), support="unit_interval", learn_weights=True),
+        VampPrior(encoder(), torch.rand(3, P), learn_pseudo_inputs=False),
+        ConditionalNormal(encoder()), ClassConditional(3, D, num_components=2),
+        HierarchicalNormal(D, precision=dist.Gamma(2.0, 1.0)), GlobalGuide(HierarchicalNormal(D)),
+        WrappedNormalPrior(geoopt.PoincareBall(c=0.5), loc=torch.full((D,), 0.3), learn=True),
+        WrappedNormalPrior(metric, scale=0.5), InverseVolumePrior(metric),
+        RiemannianUniformPrior(metric, radius=3.0),
+        flows.MAF(D, 3, 2, (5, 6), "tanh"), flows.IAF(1), flows.NSF(D, bins=4, bound=3.0),
+        flows.RealNVP(D, 2, hidden=(5,)), flows.SplineCoupling(3, bins=4), flows.PlanarFlow(D),
+        flows.PlanarFlow(D, 3, hidden=()), flows.RadialFlow(D, transforms=2), flows.RadialFlow(D, 3),
+        flows.InvertedFlow(flows.NSF(D, bins=4)), Planar(D), Planar(D, bias=torch.ones(())), Radial(D),
+        FlowPrior(flows.MAF(D)), flow_pair()[1],
+        ImplicitMixture(torch.randn(3), torch.randn(3, D), torch.rand(3, D) + 0.1),
+        FullCovarianceEncoder(encoder(), D), MixtureEncoder(ConvEncoder((1, 8, 8), D), D, 2),
+        RefinedGuide(hamiltonian.model, hamiltonian, num_steps=2, bound="iwae", full_covariance=True),
+        IWAE(3, "doubly"), MIWAE(2, 3, "sticking"), PIWAE(2, 3), CIWAE(3, schedules.Linear(1.0, 0.0, 4)),
+        ELBO(beta=schedules.Sigmoid(0.0, 2.0, 5), capacity=schedules.Cyclical(0.0, 9.0, 4, 2)),
+        ELBO(free_bits=0.1, vectorize_particles=True), schedules.Constant(2.0),
     ]  # fmt: skip
 
 

@@ -1,7 +1,11 @@
 """Distributions over latent spaces and transforms between them, all of them Pyro's kind."""
 
 from riemvae.distributions import transforms
+from riemvae.distributions.ball import Ball, ToBall
+from riemvae.distributions.diagonal_mixture import DiagonalMixture
+from riemvae.distributions.flow import FlowDistribution
 from riemvae.distributions.hamiltonian import HamiltonianPosterior, PhaseSpace
+from riemvae.distributions.implicit_mixture import ImplicitMixture
 from riemvae.distributions.inverse_volume import InverseVolume
 from riemvae.distributions.momentum import MomentumNormal
 from riemvae.distributions.riemannian_normal import RiemannianNormal
@@ -10,13 +14,18 @@ from riemvae.distributions.spherical import HypersphericalUniform, VonMisesFishe
 from riemvae.distributions.wrapped_normal import WrappedNormal
 
 __all__ = [
+    "Ball",
+    "DiagonalMixture",
+    "FlowDistribution",
     "HamiltonianPosterior",
     "HypersphericalUniform",
+    "ImplicitMixture",
     "InverseVolume",
     "MomentumNormal",
     "PhaseSpace",
     "RiemannianNormal",
     "RiemannianUniform",
+    "ToBall",
     "VonMisesFisher",
     "WrappedNormal",
     "transforms",

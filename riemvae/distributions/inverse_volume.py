@@ -6,8 +6,9 @@ import torch
 
 from riemvae._checks import argument_error, check_positive
 from riemvae._recipe import recipe
+from riemvae.distributions.ball import Ball
 from riemvae.distributions.mixture import bumps_of
-from riemvae.distributions.volume import Ball, MatrixSum, VolumeDensity, WeightedDraws
+from riemvae.distributions.volume import MatrixSum, VolumeDensity, WeightedDraws
 from riemvae.geometry import CentroidMetric, Metric
 from riemvae.geometry.posterior import PosteriorMetric
 

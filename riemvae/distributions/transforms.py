@@ -8,6 +8,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_count, check_positive
+from riemvae.distributions.planar import Planar, Radial
 from riemvae.geometry import (
     IntegratorInfo,
     Metric,
@@ -16,6 +17,8 @@ from riemvae.geometry import (
     inverse_temperatures,
     leapfrog,
 )
+
+__all__ = ["Leapfrog", "Planar", "Radial", "RiemannianLeapfrog"]
 
 
 class _HamiltonianFlow(TransformModule):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from riemvae._checks import check_count, check_last_dim
+from riemvae.distributions.ball import Ball
 from riemvae.distributions.mixture import (
     Bumps,
     CoveringMixture,
@@ -30,23 +31,6 @@ _PILOT_DRAWS = 4_000
 _PILOT_ROUNDS = 8
 _QUADRATURE_PAIRS = 1e9  # points times centroids, a few seconds
 _TAIL = 9.0  # standard deviations beyond which a Gaussian's mass is below 1e-17
-
-
-class Ball(constraints.Constraint):
-    """Points with ``‖z‖ <= radius``."""
-
-    is_discrete = False
-    event_dim = 1
-
-    def __init__(self, radius: float) -> None:
-        self.radius = radius
-
-    def check(self, value: Tensor) -> Tensor:
-        """Whether each point ``(..., d)`` lies in the ball, shape ``(...)``."""
-        return torch.linalg.vector_norm(value, dim=-1) <= self.radius
-
-    def __repr__(self) -> str:
-        return f"Ball(radius={self.radius:g})"
 
 
 class WeightedDraws(NamedTuple):

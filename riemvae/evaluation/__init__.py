@@ -19,6 +19,12 @@ from riemvae.evaluation.pictures import (
     draw_traces,
     draw_trajectories,
 )
+from riemvae.evaluation.pictures.likelihood import (
+    draw_calibration,
+    draw_comparison,
+    draw_khat,
+    draw_predictive_check,
+)
 
 __all__ = [
     "ClusterMatch",
@@ -26,13 +32,17 @@ __all__ = [
     "OverfittingCheck",
     "PrecisionRecall",
     "clustering_f1",
+    "draw_calibration",
     "draw_clusters",
+    "draw_comparison",
     "draw_distance_map",
     "draw_geodesic_balls",
     "draw_geodesics",
+    "draw_khat",
     "draw_latent_space",
     "draw_overfitting",
     "draw_overfitting_distances",
+    "draw_predictive_check",
     "draw_ranks",
     "draw_rows",
     "draw_samples",

@@ -2,7 +2,17 @@
 
 from riemvae.guides.amortized import AmortizedGuide
 from riemvae.guides.evaluation import evaluating
+from riemvae.guides.flow import FlowGuide
 from riemvae.guides.gaussian import GaussianGuide
 from riemvae.guides.hamiltonian import HamiltonianGuide, RiemannianHamiltonianGuide
+from riemvae.guides.refined import RefinedGuide
 
-__all__ = ["AmortizedGuide", "GaussianGuide", "HamiltonianGuide", "RiemannianHamiltonianGuide", "evaluating"]
+__all__ = [
+    "AmortizedGuide",
+    "FlowGuide",
+    "GaussianGuide",
+    "HamiltonianGuide",
+    "RefinedGuide",
+    "RiemannianHamiltonianGuide",
+    "evaluating",
+]

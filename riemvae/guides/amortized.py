@@ -14,6 +14,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
@@ -23,8 +24,11 @@ from riemvae.guides.log_joint import (
     ModelStructure,
     component_support,
     examine,
+    in_batch,
     is_real,
     is_subsample,
+    per_datum,
+    site_log_prob,
     unconditioned,
 )
 
@@ -45,8 +49,11 @@ class GuideCall:
             plate = pyro.plate(frame.name, full_size, subsample_size=frame.size, dim=frame.dim)
             self.values[frame.name] = plate.indices
             return plate
-        if full_size != frame.size:  # the model was handed its subsample: the same scale, whichever indices
-            return pyro.plate(frame.name, full_size, subsample=torch.arange(frame.size), dim=frame.dim)
+        if full_size != frame.size:
+            # The model was handed its subsample: the same scale, whichever indices. They are hidden, or the
+            # model would be replayed with them in place of its own.
+            with poutine.block(hide=[frame.name]):
+                return pyro.plate(frame.name, full_size, subsample=torch.arange(frame.size), dim=frame.dim)
         return pyro.plate(frame.name, full_size, dim=frame.dim)
 
     @contextmanager
@@ -196,26 +203,34 @@ class AmortizedGuide(PyroModule):
 
     @staticmethod
     def _transform(structure: ModelStructure) -> Any:
-        """The bijection from ``ℝᵈ`` to the latent's support, None where that is ``ℝᵈ``."""
+        """The bijection from ``ℝᵏ`` to the latent's support, None where that is ``ℝᵈ``."""
         if is_real(structure.support):
             return None
         transform = biject_to(component_support(structure.support))
-        if transform.inverse_shape(structure.event_shape) != structure.event_shape:
+        if len(transform.inverse_shape(structure.event_shape)) != 1:
             raise argument_error(
                 "model",
-                "a latent whose support has as many dimensions as its event",
+                "a latent whose unconstrained coordinates are a vector",
                 f"{structure.latent!r} on {structure.support}",
                 "reparametrise it in unconstrained coordinates",
             )
         return transform
 
+    def _unconstrained_shape(self, structure: ModelStructure) -> torch.Size:
+        """The event shape in unconstrained coordinates: ``(d - 1,)`` for a simplex ``(d,)``."""
+        transform = self._transform(structure)
+        if transform is None:
+            return structure.event_shape
+        return torch.Size(transform.inverse_shape(structure.event_shape))
+
     def encoder_posterior(self, encoder: Callable[..., Any], call: GuideCall) -> TorchDistribution:
         """``q(·|x)`` in unconstrained coordinates: the encoder's distribution, or the normal of its pair."""
         posterior = as_posterior(self._encode(encoder, self._inputs(call)))
-        if posterior.event_shape != call.structure.event_shape:
+        expected = self._unconstrained_shape(call.structure)
+        if posterior.event_shape != expected:
             raise argument_error(
                 "encoder",
-                f"a posterior with event shape {tuple(call.structure.event_shape)}, as the model's latent",
+                f"a posterior with event shape {tuple(expected)}, as the model's latent unconstrained",
                 f"event shape {tuple(posterior.event_shape)}",
             )
         return posterior
@@ -231,6 +246,103 @@ class AmortizedGuide(PyroModule):
             encoder = encoder.encoder
         with poutine.block():
             return as_posterior(self._encode(encoder, list(args)))
+
+
+class _Rename(Messenger):
+    """Makes the sites of a base guide auxiliary and gives them other names."""
+
+    def __init__(self, suffix: str) -> None:
+        super().__init__()
+        self.suffix = suffix
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_subsample(msg):
+            msg["name"] = msg["name"] + self.suffix
+            msg["infer"] = {**(msg["infer"] or {}), "is_auxiliary": True}
+
+
+class EncodedGuide(AmortizedGuide):
+    """A guide that starts from an encoder's draw, or from the draw of another guide of the same latent.
+
+    Args:
+        model: The model itself: a module or a function.
+        encoder: ``x -> (loc, scale)`` or ``x -> Distribution``, or a guide.
+        latent: The name of the latent site.
+        given: Values of the model's other latents, or a guide of them.
+    """
+
+    # Whether a draw differentiates something, and so has to leave inference mode.
+    _differentiates = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        encoder: Callable[..., Any],
+        *,
+        latent: str = "z",
+        given: Given | None = None,
+    ) -> None:
+        super().__init__(model, latent=latent, given=given)
+        self.encoder = encoder
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        if self._differentiates and torch.is_inference_mode_enabled():
+            # It leaves the mode and still drops the graph.
+            with torch.inference_mode(False), torch.no_grad():
+                return super().forward(*map(_ordinary, args), **{k: _ordinary(v) for k, v in kwargs.items()})
+        return super().forward(*args, **kwargs)
+
+    def _start(
+        self, call: GuideCall, transform: Any
+    ) -> tuple[Tensor, Any, Tensor | float, Callable[[], Tensor]]:
+        """``u_0``, the encoder's posterior (None where a base guide drew), and the density of its sites.
+
+        That of a base guide is a density of ``z_0 = T(u_0)``: the third value is what has to be added to
+        make it one of ``u_0``, the fourth gives it as registered.
+        """
+        encoder = self.encoder
+        name = f"{self.latent}_0"
+        if not isinstance(encoder, AmortizedGuide):
+            posterior = self.encoder_posterior(encoder, call)
+            with call.plates():
+                u = pyro.sample(name, posterior, infer={"is_auxiliary": True})
+            return u, posterior, 0.0, lambda: posterior.log_prob(u)
+        with poutine.trace() as captured, _Rename("_0"):
+            encoder._run(call)
+        trace = captured.trace
+        z: Any = trace.nodes[name]["value"]
+        u = z if transform is None else transform.inv(z)
+        offset = 0.0 if transform is None else log_det(transform, u, z)
+
+        def log_prob() -> Tensor:
+            sites = [s for s in trace.nodes.values() if s["type"] == "sample" and not is_subsample(s)]
+            kept = call.structure.dims
+            terms = [site_log_prob(s, kept) for s in sites if in_batch(s, call.structure.plate)]
+            return per_datum(sum(terms[1:], terms[0]), u.shape[:-1])
+
+        return u, None, offset, log_prob
+
+    def _end(self, call: GuideCall, z: Tensor, factor: Tensor, name: str) -> dict[str, Tensor]:
+        """Registers ``z``, and by a factor, which every ELBO of Pyro keeps, what its sites lack of it."""
+        with call.plates():
+            pyro.factor(f"{self.latent}_{name}", factor, has_rsample=True)
+            return {self.latent: pyro.sample(self.latent, dist.Delta(z, event_dim=1))}
+
+    def current_posterior(self, call: GuideCall) -> Any:
+        """The encoder's distribution for this call, through any guides in between."""
+        if isinstance(self.encoder, AmortizedGuide):
+            return self.encoder.current_posterior(call)
+        return self.encoder_posterior(self.encoder, call)
+
+
+def log_det(transform: Any, u: Tensor, z: Tensor) -> Tensor:
+    """``log|det ∂T/∂u|`` per datum, whatever event the bijection itself declares."""
+    return summed_log_det(transform.log_abs_det_jacobian(u, z), u)
+
+
+def summed_log_det(terms: Tensor, u: Tensor) -> Tensor:
+    """A log-determinant, or one of each coordinate, as one per datum of ``u (..., d)``."""
+    return terms.reshape(*u.shape[:-1], -1).sum(-1)
 
 
 def as_posterior(result: Any) -> TorchDistribution:
@@ -257,6 +369,10 @@ def _signature(value: Any) -> Any:
     except TypeError:
         return type(value)
     return value
+
+
+def _ordinary(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _callable(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,11 +9,11 @@ import pyro
 from torch import Tensor
 
 from riemvae._recipe import recipe
-from riemvae.guides.amortized import AmortizedGuide, Given, GuideCall
+from riemvae.guides.amortized import EncodedGuide, Given, GuideCall, log_det
 
 
 @recipe
-class GaussianGuide(AmortizedGuide):
+class GaussianGuide(EncodedGuide):
     """``q(z|x)`` from an encoder: the factorised normal of ``(loc, scale)``, or whatever it returns.
 
     On a constrained latent the encoder works in unconstrained coordinates ``u``, ``z = T(u)`` with ``T =
@@ -51,8 +51,7 @@ class GaussianGuide(AmortizedGuide):
         latent: str = "z",
         given: Given | None = None,
     ) -> None:
-        super().__init__(model, latent=latent, given=given)
-        self.encoder = encoder
+        super().__init__(model, encoder, latent=latent, given=given)
 
     def _run(self, call: GuideCall) -> dict[str, Tensor]:
         posterior = self.encoder_posterior(self.encoder, call)
@@ -61,22 +60,10 @@ class GaussianGuide(AmortizedGuide):
             if transform is None:
                 return {self.latent: pyro.sample(self.latent, posterior)}
             u = pyro.sample(f"{self.latent}_unconstrained", posterior, infer={"is_auxiliary": True})
-            return {self.latent: self._constrained(transform, u)}
-
-    def _constrained(self, transform: Any, u: Tensor) -> Tensor:
-        """Registers ``z = T(u)``; the log-determinant goes into a factor, which every ELBO of Pyro keeps."""
         z = transform(u)
-        log_det = transform.log_abs_det_jacobian(u, z)
-        pyro.factor(
-            f"{self.latent}_jacobian", -log_det.reshape(u.shape[:-1] + (-1,)).sum(-1), has_rsample=True
-        )
-        return pyro.sample(self.latent, pyro.distributions.Delta(z, event_dim=1))
+        return self._end(call, z, -log_det(transform, u, z), "jacobian")
 
     def posterior(self, *args: Any, **kwargs: Any) -> Any:
         """The distribution ``q(z|x)`` (of ``u`` on a constrained latent), batch shape ``(B,)``."""
         call = self._begin(args, kwargs)
-        return self.encoder_posterior(self.encoder, call)
-
-    def current_posterior(self, call: GuideCall) -> Any:
-        """The encoder's distribution for this call."""
         return self.encoder_posterior(self.encoder, call)

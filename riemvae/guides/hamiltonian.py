@@ -8,10 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count, check_positive
@@ -26,25 +24,12 @@ from riemvae.geometry import (
     generalized_leapfrog,
     leapfrog,
 )
-from riemvae.guides.amortized import AmortizedGuide, Given, GuideCall
+from riemvae.guides.amortized import EncodedGuide, Given, GuideCall, log_det
 from riemvae.guides.evaluation import Evaluation, current_evaluation
-from riemvae.guides.log_joint import in_batch, is_subsample, per_datum, potential_of, site_log_prob
+from riemvae.guides.log_joint import potential_of
 
 # A residual that shows in a bound: the error of its log-determinant is of that size.
 _RESIDUAL_LIMIT = 1e-2
-
-
-class _Rename(Messenger):
-    """Makes the sites of a base guide auxiliary and gives them other names."""
-
-    def __init__(self, suffix: str) -> None:
-        super().__init__()
-        self.suffix = suffix
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not is_subsample(msg):
-            msg["name"] = msg["name"] + self.suffix
-            msg["infer"] = {**(msg["infer"] or {}), "is_auxiliary": True}
 
 
 class _ConstrainedPotential:
@@ -55,17 +40,11 @@ class _ConstrainedPotential:
 
     def __call__(self, u: Tensor) -> Tensor:
         z = self.transform(u)
-        return self.potential(z) - _log_det(self.transform, u, z)
-
-
-def _log_det(transform: Any, u: Tensor, z: Tensor) -> Tensor:
-    """``log|det ∂T/∂u|`` per datum, whatever event the bijection itself declares."""
-    log_det: Tensor = transform.log_abs_det_jacobian(u, z)
-    return log_det.reshape(*u.shape[:-1], -1).sum(-1)
+        return self.potential(z) - log_det(self.transform, u, z)
 
 
 @recipe
-class HamiltonianGuide(AmortizedGuide):
+class HamiltonianGuide(EncodedGuide):
     """The guide of the Hamiltonian VAE: an encoder's draw, carried by ``K`` tempered leapfrog steps.
 
     ``z_0 ~ q(·|x)``, ``γ ~ N(0, I)``, ``v_0 = γ/√β_0``, then leapfrog steps on ``-log p(x, z)``. It registers
@@ -118,8 +97,7 @@ class HamiltonianGuide(AmortizedGuide):
         latent: str = "z",
         given: Given | None = None,
     ) -> None:
-        super().__init__(model, latent=latent, given=given)
-        self.encoder = encoder
+        super().__init__(model, encoder, latent=latent, given=given)
         self.num_steps = check_count("num_steps", num_steps, minimum=0)
         check_positive("step_size", step_size)
         check_positive("tempering", tempering)
@@ -152,6 +130,8 @@ class HamiltonianGuide(AmortizedGuide):
         """``√β_0``, as it is now."""
         return self.tempering_logit.sigmoid() if self.learn_tempering else self._fixed_tempering
 
+    _differentiates = True
+
     # -- what the Riemannian guide changes ---------------------------------------------------------------
 
     def _call_metric(self, call: GuideCall, posterior: Any) -> Metric | None:
@@ -165,55 +145,12 @@ class HamiltonianGuide(AmortizedGuide):
 
     # -- the guide ---------------------------------------------------------------------------------------
 
-    def _start(
-        self, call: GuideCall, transform: Any
-    ) -> tuple[Tensor, Any, Tensor | float, Callable[[], Tensor]]:
-        """``u_0``, the encoder's posterior (None where a base guide drew), and the density of its sites.
-
-        That of a base guide is a density of ``z_0 = T(u_0)``: the third value is what has to be added to
-        make it one of ``u_0``, the fourth gives it as registered.
-        """
-        encoder = self.encoder
-        name = f"{self.latent}_0"
-        if not isinstance(encoder, AmortizedGuide):
-            posterior = self.encoder_posterior(encoder, call)
-            with call.plates():
-                u = pyro.sample(name, posterior, infer={"is_auxiliary": True})
-            return u, posterior, 0.0, lambda: posterior.log_prob(u)
-        with poutine.trace() as captured, _Rename("_0"):
-            encoder._run(call)
-        trace = captured.trace
-        z: Any = trace.nodes[name]["value"]
-        u = z if transform is None else transform.inv(z)
-        log_det = 0.0 if transform is None else _log_det(transform, u, z)
-
-        def log_prob() -> Tensor:
-            sites = [s for s in trace.nodes.values() if s["type"] == "sample" and not is_subsample(s)]
-            kept = call.structure.dims
-            terms = [site_log_prob(s, kept) for s in sites if in_batch(s, call.structure.plate)]
-            return per_datum(sum(terms[1:], terms[0]), u.shape[:-1])
-
-        return u, None, log_det, log_prob
-
-    def current_posterior(self, call: GuideCall) -> Any:
-        """The encoder's distribution for this call, through any guides in between."""
-        if isinstance(self.encoder, AmortizedGuide):
-            return self.encoder.current_posterior(call)
-        return self.encoder_posterior(self.encoder, call)
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        if torch.is_inference_mode_enabled():
-            # The flow differentiates the model: it leaves the mode and still drops the graph.
-            with torch.inference_mode(False), torch.no_grad():
-                return super().forward(*map(_ordinary, args), **{k: _ordinary(v) for k, v in kwargs.items()})
-        return super().forward(*args, **kwargs)
-
     def _run(self, call: GuideCall) -> dict[str, Tensor]:
         structure, latent = call.structure, self.latent
         transform = self._transform(structure)
         u_0, posterior, offset, start_log_prob = self._start(call, transform)
         metric = self._call_metric(call, posterior)
-        d = structure.event_shape[0]
+        d = u_0.shape[-1]
         start = MomentumNormal(EuclideanMetric(d) if metric is None else metric, u_0)
         with call.plates():
             noise = pyro.sample(f"{latent}_momentum", start, infer={"is_auxiliary": True})
@@ -225,9 +162,9 @@ class HamiltonianGuide(AmortizedGuide):
         evaluation = current_evaluation()
         kinetic = self._kinetic(info, start, v)
         failed = info.diverged | ~torch.isfinite(kinetic.detach())
-        base = self._part("encoder")
-        if isinstance(base, HamiltonianGuide) and base.info is not None:
-            failed = failed | base.info.diverged
+        base_info = getattr(self._part("encoder"), "info", None)
+        if isinstance(base_info, IntegratorInfo):
+            failed = failed | base_info.diverged
         if evaluation is not None:
             failed = failed | ~info.converged
         any_failed = bool(failed.any())
@@ -245,7 +182,7 @@ class HamiltonianGuide(AmortizedGuide):
         factor = -kinetic
         if transform is not None:
             z = transform(u)
-            factor = factor + offset - _log_det(transform, u, z)
+            factor = factor + offset - log_det(transform, u, z)
         else:
             z = u
         if any_failed:
@@ -254,10 +191,7 @@ class HamiltonianGuide(AmortizedGuide):
                 self._cancel(evaluation, potential, transform, u_0, start, noise, start_log_prob),
                 factor,
             )
-        with call.plates():
-            pyro.factor(f"{latent}_flow", factor, has_rsample=True)
-            pyro.sample(latent, dist.Delta(z, event_dim=1))
-        return {latent: z}
+        return self._end(call, z, factor, "flow")
 
     @staticmethod
     def _kinetic(info: IntegratorInfo, start: MomentumNormal, v: Tensor) -> Tensor:
@@ -279,7 +213,7 @@ class HamiltonianGuide(AmortizedGuide):
             return torch.full_like(u_0[..., 0], math.inf)
         log_joint = -potential(u_0)
         if transform is not None:  # the model's own density, of z
-            log_joint = log_joint - _log_det(transform, u_0, transform(u_0))
+            log_joint = log_joint - log_det(transform, u_0, transform(u_0))
         return log_joint - start_log_prob() - start.log_prob(noise)
 
     def _report(self, info: IntegratorInfo, failed: Tensor) -> None:
@@ -299,10 +233,6 @@ class HamiltonianGuide(AmortizedGuide):
                 "more fixed_point_steps (said once)",
                 stacklevel=2,
             )
-
-
-def _ordinary(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 @recipe

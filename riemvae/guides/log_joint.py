@@ -12,11 +12,13 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from riemvae._checks import argument_error
 from riemvae.geometry import Potential
+from riemvae.guides.enumeration import enumerated, is_enumerated, is_marked, summed_log_prob
 
 BATCH_DIM = -1
 
@@ -33,6 +35,7 @@ class ModelStructure:
         subsampled: Names of plates that draw their subsample themselves, as a site.
         others: Names of the other latent sites.
         nesting: The deepest plate of the model, counted from dim -1.
+        enumerated: Names of discrete latent sites inside the data plate that ask to be summed out.
     """
 
     latent: str
@@ -42,6 +45,7 @@ class ModelStructure:
     subsampled: frozenset[str]
     others: tuple[str, ...]
     nesting: int
+    enumerated: tuple[str, ...] = ()
 
     @property
     def plate(self) -> str:
@@ -66,6 +70,18 @@ def prototype(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
         return poutine.trace(model).get_trace(*args, **kwargs)
 
 
+class _HandedSubsamples(Messenger):
+    """Notes the plates whose subsample is an argument, and not drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample) and msg["value"] is not None:
+            self.names.add(msg["name"])
+
+
 def plate_nesting(trace: poutine.Trace) -> int:
     """The deepest plate of a trace, counted from dim -1."""
     dims = [
@@ -87,7 +103,8 @@ def examine(
         ValueError: The model has no latent site of that name, it is not in a data plate at dim -1, or it has
             an event of another rank than a vector.
     """
-    trace = prototype(model, args, kwargs)
+    handed = _HandedSubsamples()
+    trace = prototype(handed(model), args, kwargs)
     sites: dict[str, Any] = {name: s for name, s in trace.nodes.items() if s["type"] == "sample"}
     if latent not in sites or sites[latent]["is_observed"]:
         free = [n for n, s in sites.items() if not s["is_observed"] and not is_subsample(s)]
@@ -115,15 +132,27 @@ def examine(
             "a site outside such a plate",
             'wrap it in `with pyro.plate("data", len(x)):`',
         )
+    plate = next(frame.name for frame in frames if frame.dim == BATCH_DIM)
+    summed = enumerated_sites(trace, plate)
     others = tuple(
-        n for n, s in sites.items() if not s["is_observed"] and n != latent and not is_subsample(s)
+        n
+        for n, s in sites.items()
+        if not s["is_observed"] and n != latent and n not in summed and not is_subsample(s)
     )
     subsampled = frozenset(
-        n for n, s in sites.items() if is_subsample(s) and s["value"].numel() != s["fn"].size
+        n
+        for n, s in sites.items()
+        if is_subsample(s) and n not in handed.names and s["value"].numel() != s["fn"].size
     )
     return ModelStructure(
-        latent, fn.event_shape, fn.support, frames, subsampled, others, plate_nesting(trace)
+        latent, fn.event_shape, fn.support, frames, subsampled, others, plate_nesting(trace), summed
     )
+
+
+def enumerated_sites(trace: poutine.Trace, plate: str | None) -> tuple[str, ...]:
+    """The latent sites of a model inside its data plate that ask to be summed out."""
+    sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not is_subsample(s)}
+    return tuple(n for n, s in sites.items() if is_marked(s) and in_batch(s, plate))
 
 
 def data_plate(model_trace: poutine.Trace) -> str | None:
@@ -178,7 +207,8 @@ class LogJoint:
 
     The model is traced with ``z``, the global values and the current subsample conditioned on, hidden from
     all outer handlers. Every site inside the data plate counts, with its mask, without plate and annealing
-    scales; sites outside it (the priors of global latents) are constants of ``z`` and are left out.
+    scales; sites outside it (the priors of global latents) are constants of ``z`` and are left out. Discrete
+    sites inside it that are marked ``infer={"enumerate": "parallel"}`` are summed out.
 
     Args:
         model: The Pyro model.
@@ -207,18 +237,29 @@ class LogJoint:
         conditioned = poutine.condition(self.model, {**self.values, self.structure.latent: z})
         # Without validation: a datum that has become NaN must not raise for all the others.
         with pyro.validation_enabled(False):
-            with poutine.block():
-                trace = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
-            return -per_datum(self._total(trace), z.shape[:-1])
+            structure = self.structure
+            if not structure.enumerated:
+                with poutine.block():
+                    trace = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
+                total: Any = sum(site_log_prob(site, structure.dims) for site in self._sites(trace))
+            else:
+                first_dim = -1 - max(structure.nesting, z.dim() - 1)
+                with poutine.block():
+                    trace = poutine.trace(enumerated(conditioned, first_dim)).get_trace(
+                        *self.args, **self.kwargs
+                    )
+                total = summed_log_prob(self._sites(trace), structure.dims, structure.nesting, first_dim)
+            return -per_datum(torch.as_tensor(total), z.shape[:-1])
 
-    def _total(self, trace: poutine.Trace) -> Tensor:
+    def _sites(self, trace: poutine.Trace) -> list[Any]:
+        """The sites that count."""
         structure = self.structure
         plates = {frame.name for frame in structure.frames}
-        total: Tensor | float = 0.0
+        counted = []
         for name, site in trace.nodes.items():
             if site["type"] != "sample" or is_subsample(site):
                 continue
-            if not site["is_observed"]:
+            if not site["is_observed"] and not is_enumerated(site):
                 raise unconditioned([name])
             if in_batch(site, structure.plate):
                 if not plates <= {frame.name for frame in site["cond_indep_stack"]}:
@@ -228,8 +269,8 @@ class LogJoint:
                         f"{name!r} outside one of them",
                         "put the latent in the data plate alone, with the others in its event",
                     )
-                total = total + site_log_prob(site, structure.dims)
-        return torch.as_tensor(total)
+                counted.append(site)
+        return counted
 
 
 def unconditioned(names: list[str]) -> ValueError:
@@ -239,7 +280,7 @@ def unconditioned(names: list[str]) -> ValueError:
         "a value or a guide for every latent besides the guided one",
         f"nothing for {names}",
         "pass given={name: value}, or given= a guide of these sites, or condition the model on them "
-        "(a discrete nuisance must be summed out by hand)",
+        '(a discrete nuisance inside the data plate is summed out if marked infer={"enumerate": "parallel"})',
     )
 
 

@@ -1,20 +1,47 @@
 """Weights, bounds, training, likelihoods and their diagnostics."""
 
-from riemvae.inference.bounds import ELBO, IWAE
+from riemvae.inference.bounds import CIWAE, ELBO, IWAE, MIWAE, PIWAE
+from riemvae.inference.calibration import Calibration, simulation_based_calibration
+from riemvae.inference.comparison import Comparison, compare
 from riemvae.inference.diagnostics import ActiveUnits, active_units
 from riemvae.inference.fit import fit
+from riemvae.inference.inference_data import to_arviz
 from riemvae.inference.likelihood import LogLikelihood, log_likelihood
 from riemvae.inference.pareto import pareto_shape
+from riemvae.inference.predictive import (
+    PredictiveCheck,
+    posterior_predictive,
+    predictive_check,
+    prior_predictive,
+)
+from riemvae.inference.schedules import Constant, Cyclical, Linear, Schedule, Sigmoid
 from riemvae.inference.weights import log_weights
 
 __all__ = [
+    "ActiveUnits",
+    "CIWAE",
+    "Calibration",
+    "Comparison",
+    "Constant",
+    "Cyclical",
     "ELBO",
     "IWAE",
-    "ActiveUnits",
+    "Linear",
     "LogLikelihood",
+    "MIWAE",
+    "PIWAE",
+    "PredictiveCheck",
+    "Schedule",
+    "Sigmoid",
     "active_units",
+    "compare",
     "fit",
     "log_likelihood",
     "log_weights",
     "pareto_shape",
+    "posterior_predictive",
+    "predictive_check",
+    "prior_predictive",
+    "simulation_based_calibration",
+    "to_arviz",
 ]

@@ -131,6 +131,12 @@ def fit(
     validation loss are the same at each epoch, so that patience waits for the weights and not for the noise.
     It runs in evaluation mode and without gradients; a guide that needs them enables them.
 
+    An objective with schedules (``ELBO(beta=Linear(0.0, 1.0, 20))``) is told each epoch, counted on in a
+    resumed training, and its values are columns of the history. Its training losses do not compare until the
+    schedules have ended: without ``val_data`` only epochs from there on may be the best. The validation loss
+    is that of the objective at the end of its schedules, at each epoch. Patience, and a plateau scheduler,
+    begin when the schedules have ended.
+
     Args:
         model: a module, passed itself, or a function with ``pyro.module`` or ``pyro.param``.
         guide: likewise.
@@ -138,7 +144,7 @@ def fit(
             for ``model(**batch)``; a torch ``Dataset`` whose items are one of these; or a ``DataLoader``.
             NumPy arrays of floats take the type of the model's parameters; tensors keep theirs.
         objective: has ``differentiable_loss(model, guide, *args, **kwargs)``, as :class:`~riemvae.ELBO`, the
-            default, and Pyro's ``Trace_ELBO``.
+            default, and Pyro's ``Trace_ELBO``. One with ``begin_epoch(epoch)`` is told each epoch.
         val_data: like ``data``; its mean loss is monitored instead of the training's.
         max_epochs: passes over the data, those of a resumed training included.
         batch_size: data a batch (on each device); ``None`` for all data at once. Each epoch has a new order,
@@ -270,7 +276,13 @@ def fit(
     monitored = "train_loss" if val_batches is None else "val_loss"
     record = training.record
     if record.best_epoch is None and record.rows:
-        warnings.warn(f"{monitored} was never finite: the last weights are in place.", stacklevel=2)
+        training.begin_epoch(len(record.rows) - 1)  # other processes may have trained
+        why = (
+            "was never finite"
+            if training.settled or val_batches is not None
+            else "never compared, because the objective's schedules had not ended"
+        )
+        warnings.warn(f"{monitored} {why}: the last weights are in place.", stacklevel=2)
     best_loss = math.nan if record.best_epoch is None else record.best_loss
     return Fit(History(record.rows), record.best_epoch, best_loss, str(training.stop_reason), monitored)
 

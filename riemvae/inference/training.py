@@ -313,7 +313,9 @@ class Training(pl.LightningModule):
     def _validate(self) -> float:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         total, count = 0.0, 0.0
-        with evaluation_mode(self), forked_rng(self.val_seed), torch.no_grad():
+        # One and the same loss at each epoch, whatever its schedules say by then.
+        at_end = getattr(self.objective, "at_end", contextlib.nullcontext)
+        with evaluation_mode(self), forked_rng(self.val_seed), torch.no_grad(), at_end():
             for i, batch in enumerate(self._val_batches or ()):
                 if i % world_size == rank:
                     batch = self.transfer_batch_to_device(batch, self.device, 0)
@@ -329,6 +331,17 @@ class Training(pl.LightningModule):
     def epoch(self) -> int:
         """The epoch that is running, counted from the first one of a resumed training."""
         return len(self.record.rows)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tells an objective that has schedules which epoch it is."""
+        begin = getattr(self.objective, "begin_epoch", None)
+        if begin is not None:
+            begin(epoch)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the objective's schedules have ended: training losses compare from here on."""
+        return bool(getattr(self.objective, "settled", True))
 
     def setup(self, stage: str) -> None:
         """Puts the parameters of plain functions into this process's parameter store."""
@@ -394,6 +407,10 @@ class Training(pl.LightningModule):
             self._drawn = 0.0
         self._started = self._saved = time.perf_counter()
 
+    def on_train_epoch_start(self) -> None:
+        """Moves the objective's schedules."""
+        self.begin_epoch(self.epoch)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Ends an epoch after its last batch."""
         if self._bar is not None:
@@ -428,17 +445,25 @@ class Training(pl.LightningModule):
         monitored = row["train_loss"]
         if self.val_batches is not None:
             monitored = row["val_loss"] = self._validate()
-        self._observe(monitored)
+        settled = self.settled
+        if settled or self.val_batches is not None:
+            self._observe(monitored)
+        if not settled:
+            self.record.wait = 0  # patience begins when the loss no longer changes its meaning
         now = time.perf_counter()
         row |= {
             "learning_rate": float(optimizer.param_groups[0]["lr"]),
             "seconds": now - self._started,
         } | means
+        row |= getattr(self.objective, "scheduled_values", {})
         self._started = now
         self.record.rows.append(row)
         if self._scheduler is not None:
             plateau = isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-            self._scheduler.step(*([monitored] if plateau else []))
+            if not plateau:
+                self._scheduler.step()
+            elif settled:
+                self._scheduler.step(monitored)
         patience = self.settings["patience"]
         if patience is not None and self.record.wait >= patience:
             self.stop_reason, self.trainer.should_stop = "patience", True
@@ -543,6 +568,7 @@ def find_parameters(training: Training) -> None:
     It is called inside a parameter store of the training's own. The parameters of plain functions, and those
     of guides that look at the model first, exist only after a call; its draws are not those of the training.
     """
+    training.begin_epoch(0)
     store = pyro.get_param_store()
     before = dict(training.named_parameters())
     frozen = [p for p in before.values() if not p.requires_grad]

@@ -14,10 +14,12 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count
+from riemvae.guides.enumeration import enumerated, is_enumerated, summed_log_prob
 from riemvae.guides.evaluation import evaluating
 from riemvae.guides.log_joint import (
     BATCH_DIM,
     data_plate,
+    enumerated_sites,
     in_batch,
     is_subsample,
     plate_nesting,
@@ -36,16 +38,18 @@ class WeightedDraw:
 
     Attributes:
         log_weights: ``log p(x_b, z_sb) - log q(z_sb | x_b)``, shape ``(S, B)``: every site in the data plate,
-            masks applied, plate and annealing scales left out.
+            masks applied, plate and annealing scales left out, discrete sites that ask for it summed out.
         scale: The plate's scale ``N/B`` of a subsample; 1 without one.
         plate: The name of the data plate.
-        model_trace: The model's trace.
+        nesting: The depth of the plates without that of the draws.
+        model_trace: The model's trace, without the sites that were summed out.
         guide_trace: The guide's trace.
     """
 
     log_weights: Tensor
     scale: float
     plate: str | None
+    nesting: int
     model_trace: poutine.Trace
     guide_trace: poutine.Trace
 
@@ -59,28 +63,62 @@ def draw_weights(
     global_values: Mapping[str, Tensor] | None = None,
 ) -> WeightedDraw:
     """Draws ``num_samples`` latents a datum at once and weighs them, differentiably where enabled."""
-    nesting, plate = _plates(model, guide, args, kwargs)
+    nesting, plate, sums = _plates(model, guide, args, kwargs)
     if global_values:
         values = dict(global_values)
         model, guide = poutine.condition(model, values), poutine.condition(guide, values)
     particles = pyro.plate("num_particles_vectorized", num_samples, dim=-1 - nesting)
     with particles:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    first_dim = -2 - nesting  # of values to sum out
+    replayed = poutine.replay(enumerated(model, first_dim) if sums else model, guide_trace)
     with particles:
-        model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    _refuse_undrawn(model_trace, guide_trace, plate)
     # An auxiliary site belongs to the guide: the model's replay of it must not be counted twice.
-    terms = [_site_terms(s, num_samples, nesting) for s in model_trace.nodes.values() if _counts(s, plate)]
-    terms += [-_site_terms(s, num_samples, nesting) for s in guide_trace.nodes.values() if _counts(s, plate)]
+    counted = [s for s in model_trace.nodes.values() if _counts(s, plate)]
+    if sums:
+        kept = frozenset({BATCH_DIM, -1 - nesting})
+        summed = summed_log_prob(counted, kept, nesting, first_dim)
+        terms = [summed.reshape(summed.shape[0], summed.shape[-1])]
+        for name in [n for n, s in model_trace.nodes.items() if s["type"] == "sample" and is_enumerated(s)]:
+            model_trace.remove_node(name)
+    else:
+        terms = [site_terms(s, num_samples, nesting) for s in counted]
+    terms += [-site_terms(s, num_samples, nesting) for s in guide_trace.nodes.values() if _counts(s, plate)]
     if not terms:
         raise argument_error("model", "sites inside a data plate at dim -1", "none")
     scale = next((_plate_scale(s) for s in model_trace.nodes.values() if _counts(s, plate)), 1.0)
     total = sum(terms[1:], terms[0])
     batch = max(t.shape[-1] for t in terms)
-    return WeightedDraw(total.expand(num_samples, batch), scale, plate, model_trace, guide_trace)
+    return WeightedDraw(total.expand(num_samples, batch), scale, plate, nesting, model_trace, guide_trace)
 
 
 def _counts(site: Mapping[str, Any], plate: str | None) -> bool:
     return site["type"] == "sample" and not is_subsample(site) and in_batch(site, plate)
+
+
+def _refuse_undrawn(model_trace: poutine.Trace, guide_trace: poutine.Trace, plate: str | None) -> None:
+    """Refuses a latent that only the model draws: its density would count and its proposal would not."""
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample" or is_subsample(site):
+            continue
+        if site["is_observed"] or name in guide_trace.nodes:
+            continue
+        if not is_enumerated(site):
+            raise argument_error(
+                "guide",
+                "a draw of each latent of the model",
+                f"none of {name!r}",
+                'draw it in the guide, or mark a discrete one infer={"enumerate": "parallel"} to sum it out',
+            )
+        if not in_batch(site, plate):
+            raise argument_error(
+                "model",
+                "enumerated latents inside the data plate",
+                f"{name!r} outside it, which couples all data",
+                "draw it in the guide, or condition the model on it",
+            )
 
 
 def _plate_scale(site: Mapping[str, Any]) -> float:
@@ -92,19 +130,22 @@ def _plate_scale(site: Mapping[str, Any]) -> float:
 
 def _plates(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[int, str | None]:
-    """The depth of the plates and the name of the data plate."""
+) -> tuple[int, str | None, bool]:
+    """The depth of the plates, the name of the data plate, and whether a site asks to be summed out."""
     structure_of = getattr(guide, "structure", None)
     if structure_of is not None:
         structure = structure_of(*args, **kwargs)
-        return int(structure.nesting), structure.plate
+        return int(structure.nesting), structure.plate, bool(structure.enumerated)
     # A foreign guide: look at both once.
     traces = [prototype(f, args, kwargs) for f in (model, guide)]
-    return max(1, *(plate_nesting(t) for t in traces)), data_plate(traces[0])
+    plate = data_plate(traces[0])
+    drawn = traces[1].nodes
+    sums = any(name not in drawn for name in enumerated_sites(traces[0], plate))
+    return max(1, *(plate_nesting(t) for t in traces)), plate, sums
 
 
-def _site_terms(site: Mapping[str, Any], num_samples: int, nesting: int) -> Tensor:
-    """One site's log probability as ``(S or 1, B or 1)``: every other plate summed."""
+def site_terms(site: Mapping[str, Any], num_samples: int, nesting: int) -> Tensor:
+    """One site's log probability as ``(S or 1, B or 1)``, masked, not scaled: every other plate summed."""
     log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
     if log_prob.dim() <= 1:
         return log_prob.reshape(1, -1)

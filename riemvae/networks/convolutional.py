@@ -103,7 +103,19 @@ class _Convolutional(nn.Module):
         trunk = ConvolutionalTrunk(self.input_shape, self.channels, activation)
         widths = (trunk.num_features, *self.hidden)
         self.trunk = nn.Sequential(trunk, *dense(widths, activation))
+        self._width = widths[-1]
         self._add_heads(widths[-1])
+
+    @property
+    def num_features(self) -> int:
+        """The width of what the heads get."""
+        return self._width
+
+    @property
+    def features(self) -> nn.Sequential:
+        """The layers before the heads, ``(B, C, H, W) -> (B, num_features)``, not copied."""
+        convolutions, *layers = self.trunk
+        return nn.Sequential(*convolutions.layers, nn.Flatten(), *layers)  # type: ignore[misc]
 
     def _add_heads(self, width: int) -> None:
         """Adds the two heads on ``width`` features."""

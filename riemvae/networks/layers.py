@@ -49,16 +49,28 @@ def as_widths(name: str, widths: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(check_count(name, size) for size in sizes)
 
 
+# The activation whose layers are twice as wide before it: half of the outputs gate the other half.
+GATED = "gated"
+
+
 def dense(sizes: Sequence[int], activation: str) -> nn.Sequential:
     """``Linear`` and activation for each step of ``sizes``; empty for one size.
+
+    With ``"gated"`` a layer is ``(A x + a) · sigmoid(B x + b)``, as in Dauphin, Fan, Auli and Grangier (2017).
 
     Example:
         >>> len(dense((784, 400, 10), "relu"))
         4
+        >>> dense((784, 400), "gated")(torch.zeros(2, 784)).shape
+        torch.Size([2, 400])
     """
+    check_choice("activation", activation, [*ACTIVATIONS, GATED])
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), activation_layer(activation)]
+        if activation == GATED:
+            layers += [nn.Linear(before, 2 * after), nn.GLU(-1)]
+        else:
+            layers += [nn.Linear(before, after), activation_layer(activation)]
     return nn.Sequential(*layers)
 
 
@@ -120,6 +132,39 @@ class Heads(nn.Module):
             values = values[len(last.bias) :]
 
 
+def feature_module(features: nn.Module, num_features: int | None = None) -> tuple[nn.Module, int]:
+    """The module ``x -> (B, h)`` and ``h`` of what a posterior head is put on.
+
+    Args:
+        features: Such a module, or an encoder with the properties ``features`` and ``num_features``.
+        num_features: ``h``, where it is known.
+
+    Raises:
+        ValueError: Not a module, or a number of features that nothing says.
+
+    Example:
+        >>> feature_module(nn.Sequential(nn.Linear(3, 5), nn.ReLU()))[1]
+        5
+    """
+    if not isinstance(features, nn.Module):
+        raise argument_error("features", "a module x -> (B, h)", features)
+    own = getattr(features, "num_features", None)
+    inner = None if own is None else getattr(features, "features", None)
+    module = inner if isinstance(inner, nn.Module) else features
+    width = own if num_features is None else num_features
+    if width is None:
+        sized = [part for part in module.modules() if isinstance(part, nn.Linear)]
+        known = isinstance(module, nn.Linear) or (
+            isinstance(module, nn.Sequential)
+            and all(isinstance(p, (nn.Linear, *ACTIVATIONS.values(), nn.Flatten)) for p in module)
+        )
+        if not known or not sized:
+            got = "a module that does not say it"
+            raise argument_error("num_features", "the number of features", got, "pass num_features=")
+        width = sized[-1].out_features
+    return module, check_count("num_features", width)
+
+
 class TriangularFactors(nn.Module):
     """Lower-triangular matrices with a positive diagonal: ``exp`` of a log-diagonal, and the part below it.
 
@@ -145,7 +190,11 @@ class TriangularFactors(nn.Module):
 
     def forward(self, log_diagonal: Tensor, below: Tensor) -> Tensor:
         """``((..., d), (..., d(d-1)/2)) -> (..., d, d)``, the part below the diagonal row by row."""
-        values = torch.cat([log_diagonal.exp(), below], dim=-1)
+        return self.assemble(log_diagonal.exp(), below)
+
+    def assemble(self, diagonal: Tensor, below: Tensor) -> Tensor:
+        """The same from a diagonal ``(..., d)`` as it is."""
+        values = torch.cat([diagonal, below], dim=-1)
         matrix = values.new_zeros((*values.shape[:-1], self.dim * self.dim))
         return matrix.index_copy(-1, self.positions, values).unflatten(-1, (self.dim, self.dim))
 

@@ -50,6 +50,16 @@ class _FullyConnected(nn.Module):
         self.trunk = dense(widths[: shared + 1], activation)
         self._add_heads(widths[shared], widths[shared + 1 :])
 
+    @property
+    def num_features(self) -> int:
+        """The width of the layers that both heads share."""
+        return (flat_size(self.input_shape), *self.hidden)[_shared(self.shared_layers, self.hidden)]
+
+    @property
+    def features(self) -> nn.Sequential:
+        """The layers that both heads share, ``(B, *input_shape) -> (B, num_features)``, not copied."""
+        return nn.Sequential(nn.Flatten(), *self.trunk)
+
     def _add_heads(self, width: int, hidden: tuple[int, ...]) -> None:
         """Adds the two heads on ``width`` features, each with ``hidden`` layers of its own."""
         raise NotImplementedError
@@ -68,7 +78,7 @@ class MLPEncoder(_FullyConnected):
         latent_dim: ``d``.
         hidden: Widths of the hidden layers.
         shared_layers: How many of the hidden layers both heads share, the first ones.
-        activation: ``"relu"``, ``"elu"``, ``"silu"``, ``"softplus"`` or ``"tanh"``.
+        activation: ``"relu"``, ``"elu"``, ``"silu"``, ``"softplus"``, ``"tanh"`` or ``"gated"``.
 
     Raises:
         ValueError: A size is not a positive integer, `shared_layers` exceeds the layers, an unknown
@@ -102,7 +112,7 @@ class MLPDecoder(nn.Module):
         output_shape: Shape of the parameters of one datum: ``likelihood.parameter_shape(data_shape)``.
         hidden: Widths of the hidden layers from the latent side: ``(400,)`` in table 1.10, ``(400, 500,
             500)`` in table 1.13.
-        activation: ``"relu"``, ``"elu"``, ``"silu"``, ``"softplus"`` or ``"tanh"``.
+        activation: ``"relu"``, ``"elu"``, ``"silu"``, ``"softplus"``, ``"tanh"`` or ``"gated"``.
 
     Raises:
         ValueError: A size is not a positive integer, an unknown activation; and in a call, latents of
@@ -149,7 +159,7 @@ class MLPMetric(_FullyConnected):
         latent_dim: ``d``.
         hidden: Widths of the hidden layers.
         shared_layers: How many of the hidden layers both heads share, the first ones.
-        activation: ``"relu"``, ``"elu"``, ``"silu"``, ``"softplus"`` or ``"tanh"``.
+        activation: ``"relu"``, ``"elu"``, ``"silu"``, ``"softplus"``, ``"tanh"`` or ``"gated"``.
 
     Raises:
         ValueError: As for `MLPEncoder`.

@@ -20,7 +20,7 @@ LAYERS: dict[str, type[nn.Module]] = {
     for cls in (
         nn.Identity, nn.Linear, nn.Bilinear, nn.Embedding, nn.Flatten, nn.Unflatten,
         nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
-        nn.Softsign, nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softmax, nn.LogSoftmax,
+        nn.Softsign, nn.GLU, nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softmax, nn.LogSoftmax,
         nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
         nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
         nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LayerNorm, nn.GroupNorm,

@@ -124,7 +124,8 @@ def _check_rebuilt(description: Description, tensors: Mapping[str, Tensor]) -> N
     for path, live in description.objects.items():
         if path in description.customs or not isinstance(live, nn.Module):
             continue
-        made, was = _layers(rebuilding.objects[path]), _layers(live)
+        with _fork_rng():  # some modules draw numbers to describe themselves
+            made, was = _layers(rebuilding.objects[path]), _layers(live)
         if made != was:
             changed = sorted(name for name in made.keys() | was.keys() if made.get(name) != was.get(name))
             raise ValueError(

@@ -76,19 +76,54 @@ def to_inference_data(
         >>> data.posterior["z"].shape
         (4, 100, 2)
     """
+    return from_groups({"posterior": posterior} | ({"sample_stats": sample_stats} if sample_stats else {}))
+
+
+def from_groups(
+    groups: Mapping[str, Mapping[str, Tensor]],
+    dims: Mapping[str, Mapping[str, list[str]]] | None = None,
+    coords: Mapping[str, Any] | None = None,
+) -> Any:
+    """Groups of variables as ArviZ keeps them, in every version of it.
+
+    Args:
+        groups: Variables by name for each of ArviZ's groups: ``(chains, draws, ...)`` of sampled ones, and
+            without the two of observed and constant data.
+        dims: For each group the names of a variable's dimensions, chain and draw left out. A name may have
+            other dimensions in another group, as ``x`` has in the log-likelihood.
+        coords: Coordinates by dimension.
+
+    Example:
+        >>> draws = {"posterior": {"z": torch.zeros(4, 100, 2)}}
+        >>> data = from_groups(draws, {"posterior": {"z": ["latent"]}}, {"latent": ["a", "b"]})
+        >>> data.posterior["z"].dims
+        ('chain', 'draw', 'latent')
+    """
     import arviz as az  # takes seconds to import
 
-    groups = {"posterior": posterior} | ({"sample_stats": sample_stats} if sample_stats else {})
-    arrays: dict[str, Any] = {
-        group: {name: values.detach().cpu().numpy() for name, values in variables.items()}
-        for group, variables in groups.items()
-    }
+    by_group = "posterior" in inspect.signature(az.from_dict).parameters  # ArviZ below 1
+    parts: dict[str, Any] = {}
     with warnings.catch_warnings():
-        # Many short chains are what batched kernels are good at.
+        # Many short chains are what batched kernels are good at, and one long one what a guide is.
         warnings.filterwarnings("ignore", message="More chains|Found chain dimension to be longer")
-        if "posterior" in inspect.signature(az.from_dict).parameters:  # ArviZ below 1
-            return az.from_dict(**arrays)
-        return az.from_dict(arrays)
+        for group, variables in groups.items():
+            arrays = {name: values.detach().cpu().numpy() for name, values in variables.items()}
+            named = {} if dims is None else dict(dims.get(group, {}))
+            used = {dim for names in named.values() for dim in names}
+            options: dict[str, Any] = {
+                "dims": named or None,
+                "coords": {dim: values for dim, values in (coords or {}).items() if dim in used} or None,
+            }
+            if by_group:
+                options[group] = arrays
+                parts[group] = az.from_dict(**options)
+            else:
+                parts[group] = az.from_dict({group: arrays}, **options)[group].to_dataset()
+        if by_group:
+            return az.concat(*parts.values()) if len(parts) > 1 else next(iter(parts.values()))
+    import xarray
+
+    return xarray.DataTree.from_dict(parts)
 
 
 def _statistic(name: str, draws: Tensor, **options: Any) -> Tensor:

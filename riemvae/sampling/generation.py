@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 
 from riemvae._checks import argument_error, check_count
 from riemvae._recipe import recipe
+from riemvae.priors.context import call_prior
 
 
 @recipe
@@ -19,10 +20,14 @@ class PriorSampler:
 
     Args:
         prior: a distribution over points of shape ``(d,)``, or a callable or module that returns one (it is
-            called at each :meth:`sample`, so it may go on training).
+            called at each :meth:`sample`, so it may go on training; global sites that it samples are drawn
+            once for all points).
+        y: what a prior ``p(z|y)`` is conditioned on, ``(m, ...)``: the ``i``-th draw is given row ``i mod
+            m``.
 
     Raises:
-        ValueError: when ``prior`` is neither, or its draws are not points of shape ``(d,)``.
+        ValueError: when ``prior`` is neither, or its draws are not points of shape ``(d,)``; when drawing, no
+            ``y`` for a prior that requires it, or one for a prior that takes none.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -31,10 +36,12 @@ class PriorSampler:
         torch.Size([5, 2])
     """
 
-    def __init__(self, prior: Distribution | Callable[[], Distribution]) -> None:
+    def __init__(self, prior: Distribution | Callable[..., Distribution], y: Tensor | None = None) -> None:
         if not isinstance(prior, Distribution) and not callable(prior):
             raise argument_error("prior", "a distribution, or a callable that returns one", prior)
-        self.prior = prior
+        if y is not None and (not isinstance(y, Tensor) or y.dim() == 0 or len(y) == 0):
+            raise argument_error("y", "a tensor (m, ...) with m >= 1 rows", y)
+        self.prior, self.y = prior, y
 
     def __call__(self, n: int) -> Tensor:
         """The same as :meth:`sample`."""
@@ -44,10 +51,12 @@ class PriorSampler:
     def sample(self, n: int) -> Tensor:
         """``n`` draws of shape ``(n, d)``."""
         n = check_count("n", n)
-        prior = self.prior if isinstance(self.prior, Distribution) else self.prior()
+        y = None if self.y is None else self.y[torch.arange(n, device=self.y.device) % len(self.y)]
+        prior = call_prior(self.prior, y)
         if not isinstance(prior, Distribution):
             raise argument_error("prior", "a callable that returns a distribution", prior)
-        z = prior.sample(torch.Size([n]))
+        each = y is not None and prior.batch_shape == (n,)  # a distribution for each draw
+        z = prior.sample(torch.Size() if each else torch.Size([n]))
         if z.dim() != 2:
             raise argument_error("prior", f"draws of shape ({n}, d)", z, "its batch shape must be ()")
         return z

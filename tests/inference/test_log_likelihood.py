@@ -15,7 +15,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import riemvae as rv
-from riemvae.inference import likelihood as module
 
 
 @pytest.mark.parametrize("tempering", [1.0, 0.8])
@@ -262,16 +261,3 @@ def test_all_draws_lost():
     assert ll.log_prob[0] == -math.inf and torch.isfinite(ll.log_prob[1])
     assert ll.num_diverged.tolist() == [100, 0] and ll.ess[0] == 0
     assert math.isnan(float(ll.khat[0]))
-
-
-def test_accumulated_weights_are_the_weights_at_once():
-    generator = torch.Generator().manual_seed(0)
-    log_weights = torch.randn(500, 3, generator=generator).double() * 1.5 - 800.0
-    whole, parts = module._Accumulator(500), module._Accumulator(500)
-    whole.add(log_weights)
-    for part in log_weights.split(37):
-        parts.add(part)
-    for a, b in zip(whole.result(), parts.result()):
-        torch.testing.assert_close(a, b)
-    with pytest.raises(RuntimeError, match="no weights"):
-        module._Accumulator(3).result()

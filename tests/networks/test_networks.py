@@ -184,3 +184,21 @@ def test_build_and_options():
 def test_bad_arguments_are_refused(call):
     with pytest.raises(ValueError, match="expected"):
         call()
+
+
+def test_gated_layers_multiply_by_a_sigmoid():
+    torch.manual_seed(0)
+    encoder = networks.MLPEncoder(7, 2, hidden=(5, 4), shared_layers=2, activation="gated")
+    x = torch.randn(3, 7)
+    h = x
+    linear = [layer for layer in encoder.trunk if isinstance(layer, nn.Linear)]
+    assert [layer.out_features for layer in linear] == [10, 8]
+    for layer in linear:
+        a, b = (h @ layer.weight.T + layer.bias).chunk(2, -1)
+        h = a * torch.sigmoid(b)
+    (head,) = encoder.heads.branches
+    loc, log_variance = head(h).chunk(2, -1)
+    torch.testing.assert_close(encoder(x)[0], loc)
+    torch.testing.assert_close(encoder(x)[1], (0.5 * log_variance).exp())
+    with pytest.raises(ValueError, match="'gated'"):
+        networks.MLPDecoder(2, 5, activation="swish?")
