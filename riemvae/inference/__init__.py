@@ -1,5 +1,7 @@
 """Weights, bounds, training, likelihoods and their diagnostics."""
 
+from riemvae.inference.annealed import AnnealedLogLikelihood, annealed_importance_sampling
+from riemvae.inference.bidirectional import BidirectionalBounds, bidirectional_bounds
 from riemvae.inference.bounds import CIWAE, ELBO, IWAE, MIWAE, PIWAE
 from riemvae.inference.calibration import Calibration, simulation_based_calibration
 from riemvae.inference.comparison import Comparison, compare
@@ -15,10 +17,13 @@ from riemvae.inference.predictive import (
     prior_predictive,
 )
 from riemvae.inference.schedules import Constant, Cyclical, Linear, Schedule, Sigmoid
+from riemvae.inference.smc import SequentialLogLikelihood, sequential_monte_carlo
 from riemvae.inference.weights import log_weights
 
 __all__ = [
     "ActiveUnits",
+    "AnnealedLogLikelihood",
+    "BidirectionalBounds",
     "CIWAE",
     "Calibration",
     "Comparison",
@@ -32,8 +37,11 @@ __all__ = [
     "PIWAE",
     "PredictiveCheck",
     "Schedule",
+    "SequentialLogLikelihood",
     "Sigmoid",
     "active_units",
+    "annealed_importance_sampling",
+    "bidirectional_bounds",
     "compare",
     "fit",
     "log_likelihood",
@@ -42,6 +50,7 @@ __all__ = [
     "posterior_predictive",
     "predictive_check",
     "prior_predictive",
+    "sequential_monte_carlo",
     "simulation_based_calibration",
     "to_arviz",
 ]
