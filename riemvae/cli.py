@@ -185,6 +185,21 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--num-samples", type=_count, default=100, metavar="N", help="importance samples a datum"
     )
+    evaluate.add_argument(
+        "--psis", action="store_true", help="Pareto-smoothed importance sampling, steadier where k̂ is large"
+    )
+    evaluate.add_argument(
+        "--target-mcse",
+        type=float,
+        metavar="X",
+        help="take more samples until the Monte Carlo error of each datum is at most X nats",
+    )
+    evaluate.add_argument(
+        "--max-samples", type=_count, metavar="N", help="at most so many; default: 64 times --num-samples"
+    )
+    evaluate.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="keep finished data here, and go on from it"
+    )
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="keep the report here (.json)")
     evaluate.add_argument("--seed", type=_seed, default=0, help="of the draws")
     _add_file_options(evaluate)
@@ -466,18 +481,29 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     x = _read(arguments.data, arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the share of large k̂ is among the numbers below
-        estimate = autoencoder.log_likelihood(x, arguments.num_samples, seed=arguments.seed)
+        estimate = autoencoder.log_likelihood(
+            x,
+            arguments.num_samples,
+            seed=arguments.seed,
+            method="psis" if arguments.psis else "importance",
+            target_mcse=arguments.target_mcse,
+            max_samples=arguments.max_samples,
+            progress=sys.stderr.isatty(),
+            checkpoint=arguments.checkpoint,
+        )
     difference = (autoencoder.reconstruct(x).cpu() - _like(x, autoencoder)).double()
     summary = estimate.summary()
     report = {
         "model": str(arguments.model),
         "data": str(arguments.data),
         "num_data": len(estimate),
-        "num_samples": estimate.num_samples,
+        "num_samples": summary["num_samples"],
         "likelihood": type(autoencoder.model.likelihood).__name__,
         "log_likelihood": summary["mean"],
         "standard_error": summary["stderr"],
         "monte_carlo_error": summary["mcse"],
+        "evidence_lower_bound": summary["elbo"],
+        "kl_gap": summary["kl_gap"],
         "bits_per_dimension": estimate.bits_per_dim,
         "share_khat_above_0.7": summary["share_khat_above_0.7"],
         "median_effective_sample_size": summary["median_ess"],

@@ -70,6 +70,15 @@ def test_fit_sample_evaluate_round_trip(tmp_path, capsys, name, model):
         estimate = loaded.log_likelihood(read_array(data).x, 30, seed=2)
     assert kept["log_likelihood"] == pytest.approx(estimate.mean)
     assert kept["standard_error"] == pytest.approx(estimate.stderr)
+    more = ["--num-samples", 30, "--target-mcse", 0.2, "--max-samples", 120, "--psis", "--seed", 2]
+    assert call("evaluate", folder, data, "--out", report, "--checkpoint", tmp_path / "c", *more) == 0
+    smoothed = json.loads(report.read_text())
+    with torch.no_grad():
+        options = {"method": "psis", "target_mcse": 0.2, "max_samples": 120}
+        estimate = loaded.log_likelihood(read_array(data).x, 30, seed=2, **options)
+    assert smoothed["log_likelihood"] == pytest.approx(estimate.mean)
+    assert smoothed["num_samples"] == pytest.approx(float(estimate.samples.double().mean()))
+    assert smoothed["kl_gap"] == pytest.approx(float(estimate.kl_gap.mean()))
     raw = read_array(data).x.astype(float)
     error = np.square(loaded.reconstruct(read_array(data).x).numpy() - raw).mean()
     assert kept["reconstruction_mean_squared_error"] == pytest.approx(error, rel=1e-5)
@@ -244,7 +253,7 @@ def test_arguments_that_do_not_parse(arguments, capsys):
     assert "usage: riemvae" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [None, "demo", "fit", "sample", "plot", "evaluate"])
+@pytest.mark.parametrize("command", [None, "demo", "fit", "sample", "plot", "evaluate", "benchmark"])
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*([command] if command else []), "--help"])

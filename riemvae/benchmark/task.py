@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from functools import partial
@@ -26,7 +27,7 @@ from riemvae.inference import LogLikelihood, fit, log_likelihood
 EVALUATION_SEED = 1_000
 
 
-def read_images(path: str | Path, settings: Settings) -> tuple[Tensor, Tensor]:
+def read_images(path: str | os.PathLike[str], settings: Settings) -> tuple[Tensor, Tensor]:
     """Training images as bytes, and binary test images, each ``(N, 1, 28, 28)``.
 
     Raises:
@@ -81,7 +82,7 @@ def train_and_measure(
         since = time.perf_counter()
         history = _train(pair, images, settings, seed, device)
         seconds = time.perf_counter() - since
-        result = {
+        result: dict[str, Any] = {
             "model": name,
             "latent_dim": latent_dim,
             "seed": seed,

@@ -6,10 +6,11 @@ from riemvae.inference.bounds import CIWAE, ELBO, IWAE, MIWAE, PIWAE
 from riemvae.inference.calibration import Calibration, simulation_based_calibration
 from riemvae.inference.comparison import Comparison, compare
 from riemvae.inference.diagnostics import ActiveUnits, active_units
+from riemvae.inference.estimation import for_each_batch
 from riemvae.inference.fit import fit
 from riemvae.inference.inference_data import to_arviz
 from riemvae.inference.likelihood import LogLikelihood, log_likelihood
-from riemvae.inference.pareto import pareto_shape
+from riemvae.inference.pareto import pareto_shape, pareto_smooth
 from riemvae.inference.predictive import (
     PredictiveCheck,
     posterior_predictive,
@@ -44,9 +45,11 @@ __all__ = [
     "bidirectional_bounds",
     "compare",
     "fit",
+    "for_each_batch",
     "log_likelihood",
     "log_weights",
     "pareto_shape",
+    "pareto_smooth",
     "posterior_predictive",
     "predictive_check",
     "prior_predictive",

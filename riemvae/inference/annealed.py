@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,16 +42,6 @@ class AnnealedLogLikelihood(LogLikelihood):
 
     acceptance: Tensor | None = None
     step_size: Tensor | None = None
-
-    def __getitem__(self, rows: Any) -> AnnealedLogLikelihood:
-        """The estimates of some of the data: a slice, an index or a mask ``(B,)``."""
-        if isinstance(rows, int):
-            rows = [rows]
-        values: dict[str, Any] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            values[f.name] = value[rows] if isinstance(value, Tensor) else value
-        return type(self)(**values)
 
 
 def annealed_importance_sampling(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pyro.distributions as dist
+import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -75,10 +77,13 @@ ContinuousBernoulli() for values in [0, 1], Gaussian() for real values, or binar
 
     def log_prob(self, parameters: Tensor, x: Tensor, batch_dim: int) -> Tensor:  # type: ignore[override]
         """``Σ x l - log(1 + e^l)`` per datum, ``(*batch,)``."""
+        event_dim = parameters.dim() - batch_dim
+        if event_dim and not torch.is_grad_enabled():
+            return _log_prob(parameters.flatten(-event_dim), x.to(parameters.dtype).flatten(-event_dim))
         # log σ(l) + (x-1) l: exact for large |l| of both signs, unlike softplus with its threshold. In place:
         # over many samples the time goes into new memory.
         values = F.logsigmoid(parameters).addcmul_(parameters, x.to(parameters.dtype) - 1.0)
-        return sum_event(values, parameters.dim() - batch_dim)
+        return sum_event(values, event_dim)
 
     def validate(self, x: Tensor, name: str = "x") -> None:
         """Refuses what is not 0 or 1 (relaxed: not in [0, 1])."""
@@ -98,3 +103,25 @@ ContinuousBernoulli() for values in [0, 1], Gaussian() for real values, or binar
     def extra_repr(self) -> str:
         """The arguments, for printing."""
         return f"relaxed={self.relaxed}"
+
+
+def _log_prob(logits: Tensor, x: Tensor) -> Tensor:
+    """``Σ_j x_j l_j - log(1 + e^{l_j})`` without a graph: ``(..., D) -> (...)``.
+
+    With ``log σ(l) = min(l, 0) + log σ(|l|)``. The factors ``σ(|l|)`` lie in [1/2, 1], so that up to 64 of
+    them are multiplied before one logarithm is taken, and all of it happens in one piece of new memory.
+    """
+    values = logits.abs().sigmoid_()
+    factors = values
+    for _ in range(_doublings(values.dtype)):
+        if factors.shape[-1] % 2:
+            break
+        half = factors.shape[-1] // 2
+        factors = factors[..., :half].mul_(factors[..., half:])
+    total = factors.log().sum(-1)
+    return total.add_(torch.clamp_max(logits, 0.0, out=values).addcmul_(logits, x - 1.0).sum(-1))
+
+
+def _doublings(dtype: torch.dtype) -> int:
+    """How often factors of at least 1/2 can be paired without underflow, six times at most."""
+    return min(6, int(math.log2(-math.log2(torch.finfo(dtype).tiny))))

@@ -311,7 +311,7 @@ class Autoencoder(nn.Module):
     def sampler(self, name: str | None = None, metric: Metric | None = None, **options: Any) -> Any:
         """A sampler of latent points by name.
 
-        - ``"prior"``: the model's own prior.
+        - ``"prior"``: the model's own prior (``y=`` for one that is conditioned on it).
         - ``"manifold"``: finite chains of Hamiltonian Monte Carlo on ``√det G⁻¹`` (chapter 1).
         - ``"random_walk"``: the Riemannian random walk (chapter 2).
         - ``"riemannian_hmc"``: Riemannian Hamiltonian Monte Carlo on ``√det G⁻¹``, the metric as its mass.
@@ -323,9 +323,9 @@ class Autoencoder(nn.Module):
         Args:
             name: One of the above; None is the model's own default.
             metric: In place of the model's.
-            options: Those of :class:`~riemvae.sampling.ManifoldSampler`,
-                :class:`~riemvae.sampling.RandomWalkSampler`, :class:`~riemvae.sampling.RiemannianHMCSampler`
-                or :class:`~riemvae.sampling.UniformSampler`.
+            options: Those of :class:`~riemvae.sampling.PriorSampler`,
+                :class:`~riemvae.sampling.ManifoldSampler`, :class:`~riemvae.sampling.RandomWalkSampler`,
+                :class:`~riemvae.sampling.RiemannianHMCSampler` or :class:`~riemvae.sampling.UniformSampler`.
         """
         name = check_choice("sampler", self.default_sampler if name is None else name, list(SAMPLERS))
         if name == "prior":
@@ -417,13 +417,19 @@ class Autoencoder(nn.Module):
     # ------------------------------------------------------------------------------------------
 
     def log_likelihood(
-        self, x: Any, num_samples: int = 100, chunk_size: int | None = None, seed: int | None = None
+        self,
+        x: Any,
+        num_samples: int = 100,
+        chunk_size: int | None = None,
+        seed: int | None = None,
+        **options: Any,
     ) -> LogLikelihood:
-        """``log p̂(x)`` a datum, on the preprocessed scale; see :func:`riemvae.log_likelihood`."""
+        """``log p̂(x)`` a datum, on the preprocessed scale; see :func:`riemvae.log_likelihood` for options."""
         was_training = self.training
         self.eval()
         try:
-            return log_likelihood(self.model, self.guide, self._prepared(x), num_samples, chunk_size, seed)
+            data = self._prepared(x)
+            return log_likelihood(self.model, self.guide, data, num_samples, chunk_size, seed, **options)
         finally:
             self.train(was_training)
 

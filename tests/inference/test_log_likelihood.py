@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 
@@ -10,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles import GUIDES, LinearGaussian, make_guide
+from oracles import GUIDES, LinearGaussian, Nonlinear, make_guide
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -261,3 +262,253 @@ def test_all_draws_lost():
     assert ll.log_prob[0] == -math.inf and torch.isfinite(ll.log_prob[1])
     assert ll.num_diverged.tolist() == [100, 0] and ll.ess[0] == 0
     assert math.isnan(float(ll.khat[0]))
+
+
+# -- coverage ------------------------------------------------------------------------------------------------
+
+
+def repeated(case, times, width=1.2, shift=0.2, name="gaussian", tempering=0.8):
+    """A model, its guide and one datum many times: every row is a repetition."""
+    x = case.data(1).expand(times, -1).contiguous()
+    model = case.vae()
+    guide = make_guide(name, model, lambda x: case.encoder(x, width, shift), case.d, tempering, num_steps=2)
+    return model, guide, x, case.log_prob(x[:1])
+
+
+def repeated_nonlinear(d, times, name):
+    case = Nonlinear(d)
+    model = case.vae()
+    guide = make_guide(name, model, case.encoder, d, 0.9, step_size=0.05)
+    exact = torch.tensor([math.log(case.evidence())], dtype=torch.float64)
+    return model, guide, case.x.expand(times, -1).contiguous(), exact
+
+
+# Weights in these are bounded, but in the last, whose tail has the shape 1 - 0.8² = 0.36.
+COVERED = {
+    "linear d=1": (lambda n: repeated(LinearGaussian(1), n, 1.3, 0.3), 200),
+    "linear d=8": (lambda n: repeated(LinearGaussian(8), n, 1.15, 0.2), 400),
+    "linear d=32": (lambda n: repeated(LinearGaussian(32), n, 1.08, 0.05), 2000),
+    "linear d=2, hamiltonian": (lambda n: repeated(LinearGaussian(2), n, 1.3, 0.3, "hamiltonian"), 400),
+    "nonlinear d=1": (lambda n: repeated_nonlinear(1, n, "gaussian"), 400),
+    "nonlinear d=2": (lambda n: repeated_nonlinear(2, n, "gaussian"), 400),
+    "nonlinear d=2, riemannian": (lambda n: repeated_nonlinear(2, n, "riemannian centroid"), 400),
+    "heavy": (lambda n: repeated(LinearGaussian(2), n, 0.8, 0.3), 16_000),
+}
+LONG = {"linear d=32", "nonlinear d=2, riemannian", "heavy"}
+
+
+@pytest.mark.filterwarnings("ignore:k̂")
+@pytest.mark.parametrize("method", ["importance", "psis"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in COVERED])
+def test_nominal_intervals_cover(name, method):
+    """500 repetitions: 90 to 98 % of 95 % intervals hold the exact value (3 sigma: 92.1 to 97.9)."""
+    make, num_samples = COVERED[name]
+    model, guide, x, exact = make(500)
+    ll = rv.log_likelihood(model, guide, x, num_samples, seed=1, method=method)
+    light = ll.khat < 0.5
+    assert float(light.double().mean()) > 0.7
+    inside = (ll.log_prob - exact).abs()[light] < 1.96 * ll.mcse[light]
+    assert 0.90 < float(inside.double().mean()) < 0.98
+    # The standard error is the deviation of the repetitions (1/sqrt(2·500) = 3 % of it, more in a tail).
+    assert float(ll.mcse.square().mean().sqrt()) == pytest.approx(float(ll.log_prob.std()), rel=0.15)
+
+
+@pytest.mark.filterwarnings("ignore:k̂")
+@pytest.mark.parametrize(
+    ("width", "target", "lowest", "lowering"), [(1.3, 0.03, 0.92, 0.15), (0.8, 0.05, 0.86, 0.8)]
+)
+def test_coverage_under_stopping(width, target, lowest, lowering):
+    """At a light tail stopping costs nothing; at a heavy one some coverage, and a bias of half an error."""
+    model, guide, x, exact = repeated(LinearGaussian(2), 500, width, 0.3)
+    ll = rv.log_likelihood(model, guide, x, 50, seed=0, target_mcse=target, max_samples=3200)
+    assert float(((ll.mcse <= target) & (ll.khat <= 0.7)).double().mean()) > 0.9
+    errors = ll.log_prob - exact
+    assert lowest < float((errors.abs() < 1.96 * ll.mcse).double().mean()) < 0.98
+    assert -lowering < float(errors.mean() / ll.mcse.mean()) < 0.15
+
+
+# -- more draws where they are needed ------------------------------------------------------------------------
+
+
+def mixed_widths(case):
+    """A guide that is exact for even data and far too wide for odd ones."""
+
+    def encoder(x):
+        loc, scale = case.encoder(x, 1.0, 0.0)
+        odd = (x[:, :1] > 0).to(scale)
+        return loc, scale * (1.0 + 1.5 * odd)
+
+    return encoder
+
+
+def test_only_data_that_are_not_there_yet_take_more_draws():
+    case, rows = LinearGaussian(1), []
+    decoder = case.decoder()
+
+    class Watched(nn.Module):
+        def forward(self, z):
+            rows.append(len(z))
+            return decoder(z)
+
+    model = rv.VAE(Watched(), 1, likelihood=rv.likelihoods.Gaussian(0.7)).double()
+    guide = rv.guides.GaussianGuide(model, mixed_widths(case))
+    x = case.data(24)
+    odd = x[:, 0] > 0
+    ll = rv.log_likelihood(model, guide, x, 50, chunk_size=400, seed=0, target_mcse=0.03)
+    assert (ll.samples[~odd] == 50).all() and (ll.samples[odd] > 200).all()
+    assert set(ll.samples.tolist()) <= {50 * 2**k for k in range(7)}
+    # Each draw went through the decoder once, no more than a chunk of them at a time, and all of them count.
+    assert max(rows) <= 400
+    examined = 2 * len(set(rows)) * 8 + 200  # one pass of a batch of each new size
+    assert ll.num_draws <= sum(rows) <= ll.num_draws + examined
+    assert (ll.mcse <= 0.03).all() and (ll.khat <= 0.7).all()
+    assert ((ll.log_prob - case.log_prob(x)).abs() < 4 * ll.mcse + 1e-6).all()
+    assert ll.num_samples == int(ll.samples.max()) and ll.summary()["num_samples"] == float(
+        ll.samples.double().mean()
+    )
+    # ESS is of all draws together: a last round alone would have half of them.
+    plain = rv.log_likelihood(model, guide, x, ll.num_samples, seed=1)
+    share = (ll.ess / ll.samples)[odd] / (plain.ess / plain.num_samples)[odd]
+    assert float(share.mean()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_target_that_is_met_changes_nothing():
+    case = LinearGaussian(2)
+    model, x = case.vae(), case.data(3)
+    guide = rv.guides.GaussianGuide(model, case.encoder)
+    plain = rv.log_likelihood(model, guide, x, 300, seed=0)
+    met = rv.log_likelihood(model, guide, x, 300, seed=0, target_mcse=1.0)
+    for name in ("log_prob", "mcse", "ess", "khat", "elbo"):
+        assert torch.equal(getattr(plain, name), getattr(met, name))
+    assert plain.samples is None and met.samples.tolist() == [300] * 3 and plain.num_samples == 300
+
+
+def test_the_most_draws_and_the_warning():
+    case = LinearGaussian(2)
+    model, x = case.vae(), case.data(3)
+    guide = rv.guides.GaussianGuide(model, case.encoder)
+    with pytest.warns(UserWarning, match="above target_mcse=0.0001 for 3 of 3 data after 250 draws"):
+        ll = rv.log_likelihood(model, guide, x, 100, seed=0, target_mcse=1e-4, max_samples=250)
+    assert ll.samples.tolist() == [250] * 3  # 100, as many again, and what is left
+    for options, message in (
+        ({"max_samples": 10}, "max_samples: expected None without target_mcse"),
+        ({"target_mcse": 0.1, "max_samples": 10}, "max_samples: expected an integer of at least 100"),
+        ({"target_mcse": 0.0}, "target_mcse: expected"),
+        ({"method": "pareto"}, "method: expected one of 'importance', 'psis'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rv.log_likelihood(model, guide, x, 100, **options)
+
+
+# -- the gap -------------------------------------------------------------------------------------------------
+
+
+def gaussian_gap(case, x, width, shift):
+    """``KL(q ‖ p(z|x))`` of the oracle's encoder in closed form."""
+    loc, scale = case.encoder(x, width, shift)
+    q = torch.distributions.MultivariateNormal(loc, torch.diag_embed(scale**2))
+    p = torch.distributions.MultivariateNormal(case.posterior_mean(x), case.covariance)
+    return torch.distributions.kl_divergence(q, p)
+
+
+@pytest.mark.parametrize("d", [1, 2, 8])
+def test_the_gap_is_the_divergence_from_the_posterior(d):
+    case = LinearGaussian(d)
+    model, x = case.vae(), case.data(4)
+    guide = rv.guides.GaussianGuide(model, lambda x: case.encoder(x, 1.2, 0.3))
+    ll = rv.log_likelihood(model, guide, x, 20_000, seed=0)
+    exact = gaussian_gap(case, x, 1.2, 0.3)
+    assert ((ll.kl_gap - exact).abs() < 4 * ll.kl_gap_mcse).all() and (ll.kl_gap_mcse < 0.05 * exact).all()
+    assert ((ll.elbo - (case.log_prob(x) - exact)).abs() < 4 * ll.elbo_mcse).all()
+
+
+@pytest.mark.parametrize("name", ["gaussian", "hamiltonian"])
+def test_the_error_of_the_gap_knows_that_both_share_their_draws(name):
+    model, guide, x, exact = repeated(LinearGaussian(2), 500, 1.3, 0.3, name)
+    ll = rv.log_likelihood(model, guide, x, 400, seed=0)
+    spread = float(ll.kl_gap.std())
+    assert float(ll.kl_gap_mcse.mean()) == pytest.approx(spread, rel=0.15)
+    independent = float((ll.mcse.square() + ll.elbo_mcse.square()).sqrt().mean())
+    assert abs(independent / spread - 1.0) > 0.3
+    assert float(ll.elbo_mcse.mean()) == pytest.approx(float(ll.elbo.std()), rel=0.15)
+    inside = (ll.kl_gap - (exact - ll.elbo.mean())).abs() < 1.96 * ll.kl_gap_mcse
+    assert 0.90 < float(inside.double().mean()) < 0.98
+
+
+def test_a_diverged_draw_makes_the_gap_infinite():
+    def broken(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.factor("lost", torch.where((x[..., 0] > 0) & (z[..., 0] > 0.0), -math.inf, 0.0))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    guide = rv.guides.GaussianGuide(broken, lambda x: (x, torch.ones_like(x)))
+    ll = rv.log_likelihood(broken, guide, torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 200, seed=0)
+    assert ll.elbo[0] == -math.inf and ll.kl_gap[0] == math.inf and ll.elbo_mcse[0].isnan()
+    assert (
+        torch.isfinite(ll.log_prob).all()
+        and torch.isfinite(ll.kl_gap[1])
+        and torch.isfinite(ll.kl_gap_mcse[1])
+    )
+
+
+def test_the_bias_is_half_the_relative_variance():
+    """200,000 estimates from 10 draws: their mean is too low by the bias that each estimates."""
+    model, guide, x, exact = repeated(LinearGaussian(1), 100_000, 1.3, 0.3)
+    ll = rv.log_likelihood(model, guide, x, 30, chunk_size=200_000, seed=0)
+    bias = ll.mean - float(exact)
+    error = float(ll.log_prob.std()) / math.sqrt(len(ll))
+    assert bias < -8 * error
+    assert float(ll.bias.mean()) == pytest.approx(bias, abs=4 * error + 0.1 * abs(bias))
+
+
+# -- as a result ---------------------------------------------------------------------------------------------
+
+
+def example(**options):
+    case = LinearGaussian(2)
+    model, x = case.vae(), case.data(6)
+    return rv.log_likelihood(model, rv.guides.GaussianGuide(model, case.encoder), x, 100, seed=0, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "psis", "target_mcse": 0.05}])
+def test_saved_numbers_are_those_that_were(tmp_path, options):
+    ll = example(**options)
+    ll.save(tmp_path / "ll")
+    loaded = rv.inference.LogLikelihood.load(tmp_path / "ll")
+    assert repr(loaded) == repr(ll) and loaded.summary() == ll.summary()
+    for field in dataclasses.fields(ll):
+        a, b = getattr(ll, field.name), getattr(loaded, field.name)
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
+    for content in (b"", b"not a file of ours", (tmp_path / "ll").read_bytes()[:200]):
+        (tmp_path / "bad").write_bytes(content)
+        with pytest.raises(ValueError, match="path: expected a file of log-likelihoods"):
+            rv.inference.LogLikelihood.load(tmp_path / "bad")
+    with pytest.raises(ValueError, match="which is not there"):
+        rv.inference.LogLikelihood.load(tmp_path / "none")
+
+
+def test_some_of_the_data():
+    ll = example(target_mcse=0.05)
+    mask = torch.tensor([True, False, True, False, False, True])
+    for rows in (slice(1, 4), mask, [0, 5], 2):
+        part = ll[rows]
+        index = [rows] if isinstance(rows, int) else rows
+        assert torch.equal(part.log_prob, ll.log_prob[index]) and torch.equal(part.samples, ll.samples[index])
+        assert len(part) == len(ll.log_prob[index]) and part.num_dims == ll.num_dims
+
+
+def test_the_summary_of_the_set():
+    ll = example()
+    s = ll.summary()
+    assert s["kl_gap"] == pytest.approx(s["mean"] - s["elbo"])
+    assert s["bits_per_dim"] == pytest.approx(-s["mean"] / (ll.num_dims * math.log(2)))
+    assert s["bias"] == pytest.approx(float(-ll.mcse.square().mean() / 2))
+    for name in ("elbo", "kl_gap"):
+        values = getattr(ll, name)
+        assert s[f"{name}_stderr"] == pytest.approx(float(values.std() / math.sqrt(6)))
+        errors = getattr(ll, f"{name}_mcse")
+        assert s[f"{name}_mcse"] == pytest.approx(float(errors.square().sum().sqrt() / 6))
+    assert "psis" in repr(example(method="psis")) and "S≤" in repr(example(target_mcse=0.05))
+    bare = rv.inference.LogLikelihood(ll.log_prob, ll.mcse, ll.ess, ll.khat, 100, ll.num_diverged, 4)
+    assert bare.kl_gap is None and "kl_gap" not in bare.summary()

@@ -506,3 +506,23 @@ def test_torch_own_continuous_bernoulli_is_still_wrong_for_large_logits():
     )
     theirs = torch.distributions.ContinuousBernoulli(logits=logits).log_prob(torch.ones(1)).item()
     assert abs(theirs - exact) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 7, 64, 96, 784, 2352])
+def test_bernoulli_without_a_graph_is_bernoulli(size, dtype):
+    """Products of up to 64 probabilities neither underflow nor lose digits, at logits of any size."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 2, (5, size), generator=generator).to(dtype)
+    logits = torch.randn(3, 5, size, generator=generator) * torch.tensor([0.01, 3.0, 40.0]).reshape(3, 1, 1)
+    logits = logits.to(dtype)
+    kept = logits.clone()
+    exact = dist.Bernoulli(logits=logits.double()).to_event(1).log_prob(x.double())
+    with torch.no_grad():
+        fast = lik.Bernoulli().log_prob(logits, x, batch_dim=2)
+    assert torch.equal(logits, kept) and fast.dtype == dtype
+    # Each term is rounded, and so is their sum, in half precision more often.
+    rounding = torch.finfo(dtype).eps * (size**0.5 + exact.abs())
+    assert ((fast.double() - exact).abs() <= 10.0 * rounding).all()
+    folded = lik.Bernoulli().log_prob(logits.reshape(3, 5, size, 1), x.reshape(5, size, 1), batch_dim=2)
+    torch.testing.assert_close(folded.double(), exact, rtol=0.01, atol=1.0)
