@@ -9,6 +9,9 @@ from torch import Tensor
 
 from riemvae.inference.pareto import pareto_smooth, tail_size
 
+# The fitted shape of the tail up to which the variance of the weights is believed to be finite.
+_LARGEST_SHAPE = 0.49
+
 
 class WeightSums:
     """Reduces log weights ``l = log w`` as they come, in memory that their number hardly enters.
@@ -97,6 +100,7 @@ class WeightSums:
         ess = first.square() / second
         # Of the weights over their mean, of the log weights, and of both: variances over the draws.
         weight_variance = (s / ess - 1.0).clamp_min(0.0)
+        unseen = s * _unseen_square(tail, top, khat) / first.square()
         log_mean = c["log"] / s
         log_variance = (c["log_square"] / s - log_mean.square()).clamp_min(0.0)
         covariance = product / first - log_mean
@@ -111,6 +115,7 @@ class WeightSums:
             "elbo": reference + log_mean,
             "elbo_mcse": self._error(log_variance),
             "kl_gap_mcse": self._error(gap_variance),
+            "tail_mcse": self._error(weight_variance + unseen),
         }
 
     def _error(self, variance: Tensor) -> Tensor:
@@ -118,6 +123,23 @@ class WeightSums:
         if self._count == 1:
             return torch.full_like(variance, math.nan)
         return (variance / (self._count - 1)).sqrt()
+
+
+def _unseen_square(tail: Tensor, top: Tensor, khat: Tensor) -> Tensor:
+    """How much ``Σ y²`` of the exceedances ``y`` falls short of what their fitted tail expects, ``(B,)``.
+
+    A sum of squares lacks the rare large weights on which a heavy tail's variance stands, most of all in the
+    samples that look harmless: intervals then cover too seldom. The generalised Pareto distribution with mean
+    ``m`` and shape ``k`` has ``E[y²] = 2 m² (1-k)/(1-2k)``. Light tails, ``k̂ <= 0``, are left as they are.
+    """
+    shape = khat.clamp(0.0, _LARGEST_SHAPE)  # from 1/2 on the second moment is infinite
+    if len(tail) < 2:
+        return torch.zeros_like(khat)
+    exceedances = (tail[:-1] - top).exp() - (tail[-1] - top).exp()
+    mean = exceedances.mean(0)
+    expected = len(exceedances) * 2.0 * mean.square() * (1.0 - shape) / (1.0 - 2.0 * shape)
+    missing = (expected - exceedances.square().sum(0)).clamp_min(0.0)
+    return torch.where(khat > 0.0, missing, 0.0)
 
 
 def _finite(top: Tensor) -> Tensor:

@@ -53,6 +53,9 @@ class LogLikelihood:
         kl_gap_mcse: The standard error of ``log_prob - elbo``, by the delta method with the correlation of
             the two estimates, which share their draws.
         samples: Draws that each datum took, where that differs between data; None where it is ``S`` for all.
+        tail_mcse: The standard error with what the fitted Pareto tail expects beyond the draws: larger than
+            ``mcse`` where ``k̂ > 0``, because a sum of squares lacks the rare large weights. :meth:`interval`
+            is made of it. None of an estimator that has no weights of one guide.
     """
 
     log_prob: Tensor
@@ -67,6 +70,7 @@ class LogLikelihood:
     method: str = "importance"
     kl_gap_mcse: Tensor | None = None
     samples: Tensor | None = None
+    tail_mcse: Tensor | None = None
 
     @property
     def mean(self) -> float:
@@ -82,6 +86,26 @@ class LogLikelihood:
     def mean_mcse(self) -> float:
         """The Monte Carlo standard error of the mean for these data (how it would vary with other draws)."""
         return _joint_error(self.mcse)
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Ends of an interval for each ``log p(x_b)``, ``(B,)`` both, by ``tail_mcse`` where there is one.
+
+        Measured in linear-Gaussian models with a guide too narrow by a fifth (weights of shape 0.36) and 100
+        to 1,000 draws, where ``k̂ < 0.5``: intervals of nominally 95 % cover 91 to 95 %; with ``mcse`` in its
+        place 87 to 93 %. With light tails both cover 94 to 96 %. At shape 0.64 ``k̂ < 0.5`` is luck, and they
+        cover 74 to 76 %; over all draws 89 to 93 %.
+
+        Args:
+            level: The nominal coverage, in (0, 1).
+
+        Raises:
+            ValueError: A level out of range.
+        """
+        if not 0.0 < level < 1.0:
+            raise argument_error("level", "a number in (0, 1)", level)
+        error = _interval_error(self)
+        half = error * math.sqrt(2.0) * torch.erfinv(torch.tensor(level, dtype=error.dtype)).to(error)
+        return self.log_prob - half, self.log_prob + half
 
     @property
     def bias(self) -> Tensor:
@@ -225,14 +249,14 @@ def log_likelihood(
     to them: steadier where the tail is heavy, with a bias of its own, which like the errors is small where
     ``k̂ < 0.7``.
 
-    With ``target_mcse``, data whose standard error is above it, or whose ``k̂ > 0.7``, take as many draws
-    again, and again, until they are there or have ``max_samples``: none is thrown away, and ``samples`` says
-    how many each took. To stop when an *estimated* error is small favours draws whose error is
-    underestimated, those that lack a large weight: the estimate is then too low and its interval covers less
-    often than it says. Measured in a linear-Gaussian model, with targets of 0.01 to 0.05 nats and intervals
-    of nominally 95 %: weights with a bounded tail cover 95 %, stopped or not; weights of shape 0.36 (a guide
-    of 0.8 times the posterior's width) cover 87 to 91 % if stopped and 92 to 94 % if not, and their mean is
-    lowered by 0.3 to 0.6 standard errors. A fixed ``num_samples`` has no such bias.
+    With ``target_mcse``, data whose standard error (``tail_mcse``) is above it, or whose ``k̂ > 0.7``, take as
+    many draws again, and again, until they are there or have ``max_samples``: none is thrown away, and
+    ``samples`` says how many each took. To stop when an *estimated* error is small favours draws whose error
+    is underestimated, those that lack a large weight: the estimate is then too low. Measured in a
+    linear-Gaussian model, 2,000 repetitions, with targets of 0.025 and 0.05 nats and intervals of nominally
+    95 %: weights with a bounded tail cover 94 to 95 %, stopped or not; weights of shape 0.36 (a guide of 0.8
+    times the posterior's width) cover 91 to 93 % if stopped and 95 to 97 % if not, and their mean is lowered
+    by 0.3 to 0.7 times ``mcse``. A fixed ``num_samples`` has no such bias.
 
     Args:
         model: The model itself. Discrete sites inside the data plate with ``infer={"enumerate":
@@ -245,7 +269,7 @@ def log_likelihood(
         seed: Of the draws; the caller's generator is left as it was. None draws from it.
         tolerance: Residual to which fixed points of Riemannian guides are iterated.
         method: ``"importance"`` or ``"psis"``.
-        target_mcse: A standard error in nats that each datum's estimate is to have.
+        target_mcse: A standard error in nats that each datum's estimate is to have, its ``tail_mcse``.
         max_samples: The most draws a datum, with ``target_mcse``; None is 64 times ``num_samples``.
         progress: Shows a bar with the time that is left.
         checkpoint: A file in which finished data are kept, so that a run that was stopped goes on from there:
@@ -300,7 +324,7 @@ def log_likelihood(
             if target_mcse is None or more == 0:
                 done.append((index, result))
                 break
-            there = (result["mcse"] <= target_mcse) & (result["khat"] <= KHAT_LIMIT)
+            there = (result["tail_mcse"] <= target_mcse) & (result["khat"] <= KHAT_LIMIT)
             done.append((index[there], {name: value[there] for name, value in result.items()}))
             open_ = torch.nonzero(~there).flatten()
             if len(open_) == 0:
@@ -359,6 +383,10 @@ def _limit(num_samples: int, target_mcse: float | None, max_samples: int | None)
     return check_count("max_samples", max_samples, minimum=num_samples, remedy="lower num_samples")
 
 
+def _interval_error(result: LogLikelihood) -> Tensor:
+    return result.mcse if result.tail_mcse is None else result.tail_mcse
+
+
 def _rows(value: Any, rows: Tensor, n: int) -> Any:
     """Rows of an argument that has one a datum."""
     return value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (n,) else value
@@ -375,7 +403,7 @@ def _warn(result: LogLikelihood, target_mcse: float | None, stacklevel: int) -> 
             stacklevel=stacklevel,
         )
     if target_mcse is not None:
-        missed = int((~(result.mcse <= target_mcse)).sum())
+        missed = int((~(_interval_error(result) <= target_mcse)).sum())
         if missed:
             warnings.warn(
                 f"the standard error is above target_mcse={target_mcse} for {missed} of {len(result)} data "

@@ -159,3 +159,20 @@ def test_none_and_one():
     one = accumulated(torch.tensor([[2.0]]))
     assert one["log_prob"] == one["elbo"] == 2.0
     assert one["mcse"].isnan() and one["kl_gap_mcse"].isnan()
+
+
+def test_a_tail_is_credited_with_the_large_weights_that_were_not_drawn():
+    """Of Pareto weights of shape 0.3 the second moment is known, and a sum of squares is mostly below it."""
+    shape, size, repetitions = 0.3, 200, 4000
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(size, repetitions, generator=generator, dtype=torch.float64)
+    result = accumulated(-shape * uniform.log())
+    mean, square = 1 / (1 - shape), 1 / (1 - 2 * shape)
+    exact = math.sqrt((square / mean**2 - 1) / size)
+    assert float(result["mcse"].median()) < 0.93 * exact
+    assert float((result["tail_mcse"] / exact).median()) == pytest.approx(1.0, abs=0.1)
+    # A light tail is left alone.
+    light = accumulated(uniform.log())
+    assert bool((light["khat"] <= 0.0).any())
+    kept = light["khat"] <= 0.0
+    torch.testing.assert_close(light["tail_mcse"][kept], light["mcse"][kept])

@@ -292,9 +292,9 @@ COVERED = {
     "nonlinear d=1": (lambda n: repeated_nonlinear(1, n, "gaussian"), 400),
     "nonlinear d=2": (lambda n: repeated_nonlinear(2, n, "gaussian"), 400),
     "nonlinear d=2, riemannian": (lambda n: repeated_nonlinear(2, n, "riemannian centroid"), 400),
-    "heavy": (lambda n: repeated(LinearGaussian(2), n, 0.8, 0.3), 16_000),
+    "heavy": (lambda n: repeated(LinearGaussian(2), n, 0.8, 0.3), 400),
 }
-LONG = {"linear d=32", "nonlinear d=2, riemannian", "heavy"}
+LONG = {"linear d=32", "nonlinear d=2, riemannian"}
 
 
 @pytest.mark.filterwarnings("ignore:k̂")
@@ -306,24 +306,30 @@ def test_nominal_intervals_cover(name, method):
     model, guide, x, exact = make(500)
     ll = rv.log_likelihood(model, guide, x, num_samples, seed=1, method=method)
     light = ll.khat < 0.5
-    assert float(light.double().mean()) > 0.7
-    inside = (ll.log_prob - exact).abs()[light] < 1.96 * ll.mcse[light]
+    assert float(light.double().mean()) > 0.65
+    low, high = ll.interval()
+    inside = ((low < exact) & (exact < high))[light]
     assert 0.90 < float(inside.double().mean()) < 0.98
+    if name == "heavy":
+        # The sum of squares alone lacks the large weights that were not drawn.
+        assert bool((ll.tail_mcse >= ll.mcse).all()) and float((ll.tail_mcse / ll.mcse).mean()) > 1.1
+        return
     # The standard error is the deviation of the repetitions (1/sqrt(2·500) = 3 % of it, more in a tail).
     assert float(ll.mcse.square().mean().sqrt()) == pytest.approx(float(ll.log_prob.std()), rel=0.15)
 
 
 @pytest.mark.filterwarnings("ignore:k̂")
 @pytest.mark.parametrize(
-    ("width", "target", "lowest", "lowering"), [(1.3, 0.03, 0.92, 0.15), (0.8, 0.05, 0.86, 0.8)]
+    ("width", "target", "lowest", "lowering"), [(1.3, 0.03, 0.92, 0.15), (0.8, 0.05, 0.88, 0.8)]
 )
 def test_coverage_under_stopping(width, target, lowest, lowering):
     """At a light tail stopping costs nothing; at a heavy one some coverage, and a bias of half an error."""
     model, guide, x, exact = repeated(LinearGaussian(2), 500, width, 0.3)
-    ll = rv.log_likelihood(model, guide, x, 50, seed=0, target_mcse=target, max_samples=3200)
-    assert float(((ll.mcse <= target) & (ll.khat <= 0.7)).double().mean()) > 0.9
+    ll = rv.log_likelihood(model, guide, x, 50, seed=0, target_mcse=target, max_samples=12_800)
+    assert float(((ll.tail_mcse <= target) & (ll.khat <= 0.7)).double().mean()) > 0.9
     errors = ll.log_prob - exact
-    assert lowest < float((errors.abs() < 1.96 * ll.mcse).double().mean()) < 0.98
+    low, high = ll.interval()
+    assert lowest < float(((low < exact) & (exact < high)).double().mean()) < 0.98
     assert -lowering < float(errors.mean() / ll.mcse.mean()) < 0.15
 
 
