@@ -15,6 +15,7 @@ from riemvae import (
     zoo,
 )
 from riemvae.autoencoder import VAE
+from riemvae.distributions import check_distribution
 from riemvae.inference import (
     ELBO,
     IWAE,
@@ -30,12 +31,11 @@ from riemvae.persistence import load, save
 __version__ = "0.1.0"
 
 __all__ = [
-    "to_arviz",
-    "posterior_predictive",
-    "compare",
     "ELBO",
     "IWAE",
     "VAE",
+    "check_distribution",
+    "compare",
     "data",
     "distributions",
     "evaluation",
@@ -49,8 +49,10 @@ __all__ = [
     "log_likelihood",
     "log_weights",
     "networks",
+    "posterior_predictive",
     "priors",
     "sampling",
     "save",
+    "to_arviz",
     "zoo",
 ]

@@ -101,7 +101,8 @@ def _bijection_chart(distribution: Distribution, transform: Any, index: tuple[in
         return value.reshape(*lead, *[1] * len(batch), *rest).expand(*lead, *batch, *rest)
 
     def member(value: Tensor) -> Tensor:
-        return value[(slice(None), *index)]
+        place: tuple[Any, ...] = (slice(None), *index)
+        return value[place]
 
     def to_points(u: Tensor) -> tuple[Tensor, Tensor]:
         wide = spread(u.squeeze(-1), 0) if scalar else spread(u, 1)
@@ -171,8 +172,11 @@ def _hyperboloid_chart(size: int, k: Any) -> Chart:
     return Chart(size - 1, to_points, lambda x: plain(x)[..., 1:], "the area of the hyperboloid")
 
 
+_BEND = 3.0  # where standardised coordinates turn from linear to logarithmic
+
+
 class Standardised:
-    """Coordinates ``t`` with ``u = c + L sinh(t)``: draws are of order one, and tails of any weight are short.
+    """Coordinates ``t``, ``u = c + 3 L sinh(t/3)``: draws are of order one, and tails of any weight short.
 
     Args:
         chart: The coordinates ``u``.
@@ -200,12 +204,24 @@ class Standardised:
 
     def points(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Points and the log of the base measure in the coordinates ``t (n, k)``."""
-        u = self.center + t.sinh() @ self.factor.mT
-        x, log_measure = self.chart.to_points(u.to(self.like.dtype))
-        log_cosh = t.abs() + (-2 * t.abs()).exp().log1p() - math.log(2.0)
+        x, log_measure = self.chart.to_points(
+            (self.center + self.straight(t) @ self.factor.mT).to(self.like.dtype)
+        )
+        bent = t.abs() / _BEND
+        log_cosh = bent + (-2 * bent).exp().log1p() - math.log(2.0)
         return x, log_measure.double() + self.log_det + log_cosh.sum(-1)
 
     def coordinates(self, x: Tensor) -> Tensor:
         """The inverse, in double precision."""
         u = self.chart.to_coordinates(x).double()
-        return torch.linalg.solve_triangular(self.factor, (u - self.center).mT, upper=False).mT.asinh()
+        return self.bent(torch.linalg.solve_triangular(self.factor, (u - self.center).mT, upper=False).mT)
+
+    @staticmethod
+    def straight(t: Tensor) -> Tensor:
+        """Whitened coordinates ``y``, ``u = c + L y``, from ``t``."""
+        return _BEND * (t / _BEND).sinh()
+
+    @staticmethod
+    def bent(y: Tensor) -> Tensor:
+        """The inverse."""
+        return _BEND * (y / _BEND).asinh()

@@ -34,7 +34,8 @@ def _arguments(distribution: Distribution) -> dict[str, Any] | None:
         parameters = inspect.signature(type(distribution).__init__).parameters
     except (TypeError, ValueError):
         return None
-    held, found = vars(distribution), {}
+    held: dict[str, Any] = vars(distribution)
+    found: dict[str, Any] = {}
     for name, parameter in list(parameters.items())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             return None
@@ -43,9 +44,12 @@ def _arguments(distribution: Distribution) -> dict[str, Any] | None:
         elif name in held:
             found[name] = held[name]
         elif parameter.default is parameter.empty:
-            return None
+            value = getattr(distribution, name, None)  # a property, of what the base distribution keeps
+            if value is None:
+                return None
+            found[name] = value
     try:
-        again = type(distribution)(**found)
+        again: Any = type(distribution)(**found)
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return None
     return found if again.batch_shape == distribution.batch_shape else None
@@ -65,14 +69,15 @@ def _tensors(distribution: Distribution, prefix: str = "") -> dict[str, Tensor]:
 def _replaced(distribution: Distribution, values: dict[str, Tensor], prefix: str = "") -> Distribution:
     arguments = _arguments(distribution)
     old = dict(vars(distribution)) if arguments is None else arguments
-    moved = {}
+    moved: dict[str, Any] = {}
     for name, value in old.items():
         if prefix + name in values:
             moved[name] = values[prefix + name]
         elif isinstance(value, Distribution):
             moved[name] = _replaced(value, values, f"{prefix}{name}.")
     if arguments is not None:
-        return type(distribution)(**{**arguments, **moved})
+        kind: Any = type(distribution)
+        return kind(**{**arguments, **moved})  # type: ignore[no-any-return]
     new = copy.copy(distribution)
     new.__dict__.update(moved)
     return new

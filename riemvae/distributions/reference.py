@@ -22,7 +22,7 @@ class StudentMixture:
 
     def __init__(self, draws: Tensor, seed: int = 0) -> None:
         n, k = draws.shape
-        clusters = max(1, min(8, n // (25 * (k + 1))))
+        clusters = max(1, min(8, n // (100 * (k + 1))))
         labels = torch.zeros(n, dtype=torch.long, device=draws.device)
         if clusters > 1:
             found = kmeans2(draws.cpu().numpy(), clusters, iter=15, minit="++", seed=seed)[1]
@@ -99,13 +99,15 @@ class Bridge(NamedTuple):
     moments: list[Identity]
 
 
-def test_functions(t: Tensor, center: Tensor, scale: Tensor) -> tuple[list[str], Tensor]:
+def bounded_functions(t: Tensor, center: Tensor, scale: Tensor) -> tuple[list[str], Tensor]:
     """Names and values ``(n, J)`` of bounded functions that see location, spread and dependence."""
     y = (t - center) / scale
     k = y.shape[-1]
     sign = torch.tanh(y)
     narrow = 1 / (1 + y.square())
-    names = [f"location of coordinate {i}" for i in range(k)] + [f"spread of coordinate {i}" for i in range(k)]
+    names = [f"location of coordinate {i}" for i in range(k)] + [
+        f"spread of coordinate {i}" for i in range(k)
+    ]
     columns = [sign, narrow]
     if k > 1:
         every = torch.combinations(torch.arange(k, device=t.device), 2)
@@ -121,7 +123,7 @@ def test_functions(t: Tensor, center: Tensor, scale: Tensor) -> tuple[list[str],
 def bridge(
     draws: Tensor, log_h: Tensor, proposals: Tensor, log_h_proposals: Tensor, reference: StudentMixture
 ) -> Bridge:
-    r"""Tests draws of ``p ∝ h`` by the identity with a reference ``r``, for any function ``φ``:
+    r"""Tests draws of ``p ∝ h`` against ``h`` and a reference ``r``, by an identity for any function ``φ``.
 
     .. math:: E_p\left[\phi \, \frac{r}{p + r}\right] = E_r\left[\phi \, \frac{p}{p + r}\right]
 
@@ -141,7 +143,9 @@ def bridge(
     log_weights = ratio_r.nan_to_num(nan=-math.inf)
     importance = log_weights.logsumexp(0) - math.log(len(log_weights))
     weights = (log_weights - importance).exp()
-    share = float(weights.sum().square() / weights.square().sum() / len(weights)) if weights.sum() > 0 else 0.0
+    share = (
+        float(weights.sum().square() / weights.square().sum() / len(weights)) if weights.sum() > 0 else 0.0
+    )
     error = float(weights.std() / math.sqrt(len(weights)))
 
     # The root of E_p[r/(h/Z + r)] = E_r[(h/Z)/(h/Z + r)], monotone in log Z.
@@ -158,8 +162,8 @@ def bridge(
     log_z_error = float((a.var() / n + b.var() / m).sqrt() / slope)
 
     center, scale = draws.new_zeros(draws.shape[-1]), reference.scale
-    names, phi_p = test_functions(draws, center, scale)
-    _, phi_r = test_functions(proposals, center, scale)
+    names, phi_p = bounded_functions(draws, center, scale)
+    _, phi_r = bounded_functions(proposals, center, scale)
     taken = (phi_p.mT @ slope_a / n + phi_r.mT @ slope_b / m) / slope
     left, right = (phi_p - taken) * a.unsqueeze(-1), (phi_r - taken) * b.unsqueeze(-1)
     values = left.mean(0) - right.mean(0)

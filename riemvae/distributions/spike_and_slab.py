@@ -23,12 +23,12 @@ class SpikeAndSlab(TorchDistribution):
     where the slab ``S`` is the standard normal or, with ``df``, Student's t. A draw from the spike stands for
     zero: its scale ``s_0`` is what is small enough not to matter.
 
-    ``rsample`` differentiates a draw at a fixed probability of the mixture (implicit reparametrisation), given
-    the slab's scale: a t is a normal whose scale is random. These are first derivatives.
+    ``rsample`` differentiates a draw at a fixed probability of the mixture (implicit reparametrisation),
+    given the slab's scale: a t is a normal whose scale is random. These are first derivatives.
 
     Args:
-        inclusion: ``π`` in (0, 1), the probability of the slab. All arguments broadcast; their common shape is
-            the batch shape.
+        inclusion: ``π`` in (0, 1), the probability of the slab. All arguments broadcast; their common shape
+            is the batch shape.
         spike_scale: ``s_0 > 0``.
         slab_scale: ``s_1 > 0``.
         df: Degrees of freedom of the slab; None is a normal slab.
@@ -133,8 +133,8 @@ class SpikeAndSlab(TorchDistribution):
         inputs = (self.inclusion, self.spike_scale, slab_scale)
         if not (torch.is_grad_enabled() and any(value.requires_grad for value in inputs)):
             return z
-        # At a fixed P(Z > |z|), Q = Σ_k w_k Φ(-|z| / s_k): dz = sign(z) dQ / p. On the side away from the bulk
-        # nothing cancels.
+        # At a fixed P(Z > |z|), Q = Σ_k w_k Φ(-|z| / s_k): dz = sign(z) dQ / p. On the side away from the
+        # bulk nothing cancels.
         weights = (1 - self.inclusion, self.inclusion)
         scales = (self.spike_scale, slab_scale)
         upper = sum(w * torch.special.ndtr(-z.abs() / s) for w, s in zip(weights, scales))

@@ -315,13 +315,13 @@ def _publish(state: Any, module_names: set[str]) -> None:
     in for them, so it is taken out.
     """
     store = pyro.get_param_store()
-    for name in state["params"]:
-        if name in store:
-            del store[name]
-    for part in state.values():
-        for name in module_names & part.keys():
-            del part[name]
-    store.set_state(state)
+    kept: Any = store.get_state()
+    merged: Any = {p: {k: v for k, v in kept[p].items() if k not in state["params"]} for p in kept}
+    for part, values in state.items():
+        merged[part].update({name: v for name, v in values.items() if name not in module_names})
+    # Not name by name: the store fails to delete the second name of a parameter that two modules share.
+    store.clear()
+    store.set_state(merged)
 
 
 def _check_callable(name: str, fn: Any) -> None:

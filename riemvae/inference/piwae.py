@@ -9,13 +9,13 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from riemvae._checks import check_count
 from riemvae._recipe import recipe
-from riemvae.inference.weighted import WeightedObjective, group_bounds
+from riemvae.inference.miwae import MIWAE
+from riemvae.inference.weighted import group_bounds
 
 
 @recipe
-class PIWAE(WeightedObjective):
+class PIWAE(MIWAE):
     """``MIWAE(M, K)`` for the guide's parameters, ``IWAE(M·K)`` of the same draws for the model's.
 
     More draws make the model's gradient better and the encoder's worse; here each has what suits it. The
@@ -41,15 +41,6 @@ class PIWAE(WeightedObjective):
         >>> PIWAE(num_bounds=4, num_samples=8).num_samples
         8
     """
-
-    def __init__(self, num_bounds: int = 4, num_samples: int = 10, gradient: str = "standard") -> None:
-        super().__init__(gradient)
-        self.num_bounds = check_count("num_bounds", num_bounds)
-        self.num_samples = check_count("num_samples", num_samples)
-
-    @property
-    def _groups(self) -> tuple[int, int]:
-        return self.num_bounds, self.num_samples
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any

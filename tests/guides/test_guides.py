@@ -893,7 +893,10 @@ def on_the_simplex(x):
         (scalar_z, r"a latent 'z' with event shape \(d,\), got event shape \(\); .*to_event"),
         (z_outside, "inside a data plate at dim -1, got a site outside"),
         (nuisance, r"given: .* nothing for \['other'\]"),
-        (on_the_simplex, "a latent whose support has as many dimensions as its event.*reparametrise"),
+        (
+            on_the_simplex,
+            r"encoder: .* event shape \(1,\), as the model's latent unconstrained, got .*\(2,\)",
+        ),
     ],
 )
 def test_models_that_do_not_fit_are_refused(name, model, message):

@@ -1,0 +1,168 @@
+"""A mixture of Gaussians as a prior."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from riemvae._checks import argument_error, check_count, check_finite
+from riemvae._recipe import recipe
+from riemvae.distributions.implicit_mixture import ImplicitMixture
+from riemvae.priors.parameters import FLOOR, LowerTriangle, Positive, Real
+
+
+@recipe
+class MixturePrior(nn.Module):
+    r"""``p(z) = Σ_k π_k N(z; μ_k, Σ_k)``, learned or fixed, with diagonal or full covariances.
+
+    Without numbers it starts with equal weights, means drawn from ``N(0, I)`` and unit covariances. Draws of
+    a diagonal mixture are reparametrised (once differentiable); those of a full one are not.
+
+    Args:
+        latent_dim: ``d``.
+        num_components: ``K``.
+        learn: Whether weights, means and covariances are trained.
+        full: Whether covariances are full.
+        floor: What learned scales (diagonals of Cholesky factors) stay above: a component on one code would
+            otherwise shrink on it without end.
+        weights: ``π (K,)``, positive; they are normalised. None is equal weights.
+        locs: ``μ (K, d)``.
+        scales: Standard deviations ``(K, d)``, or Cholesky factors ``(K, d, d)`` with ``full``.
+
+    Raises:
+        ValueError: Shapes that do not fit, weights or scales that are not positive, learned scales that are
+            not above the floor.
+
+    Source: Dilokthanakul et al. (2016); Tomczak and Welling (2018), eq. 7.
+
+    Example:
+        >>> prior = MixturePrior(2, 3)
+        >>> prior().log_prob(torch.zeros(5, 2)).shape, prior.responsibilities(torch.zeros(5, 2)).shape
+        (torch.Size([5]), torch.Size([5, 3]))
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        num_components: int,
+        learn: bool = True,
+        full: bool = False,
+        floor: float = FLOOR,
+        weights: Tensor | None = None,
+        locs: Tensor | None = None,
+        scales: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        d, k = check_count("latent_dim", latent_dim), check_count("num_components", num_components)
+        self.latent_dim, self.num_components = d, k
+        self.learn, self.full, self.floor = learn, full, floor
+        if weights is None:
+            weights = torch.ones(k)
+        if locs is None:
+            locs = torch.randn(k, d)
+        if scales is None:
+            scales = torch.eye(d).repeat(k, 1, 1) if full else torch.ones(k, d)
+        expected = {"weights": (k,), "locs": (k, d), "scales": (k, d, d) if full else (k, d)}
+        for (name, shape), value in zip(expected.items(), (weights, locs, scales)):
+            if tuple(value.shape) != shape:
+                raise argument_error(name, f"a tensor of shape {shape}", value)
+            check_finite(name, value)
+        if not bool((weights > 0).all()):
+            raise argument_error(
+                "weights", "positive numbers", f"{float(weights.min()):g}", "leave such a component out"
+            )
+        self.log_weights = Real(weights.detach().log().log_softmax(-1), learn)
+        self.locations = Real(locs, learn)
+        self.spread: LowerTriangle | Positive
+        if full:
+            self.spread = LowerTriangle("scales", scales, learn, floor)
+        else:
+            self.spread = Positive("scales", scales, learn, floor)
+
+    @classmethod
+    def from_codes(
+        cls,
+        z: Tensor,
+        num_components: int,
+        learn: bool = True,
+        full: bool = False,
+        floor: float = FLOOR,
+        seed: int | None = None,
+    ) -> MixturePrior:
+        """A mixture fitted to codes by expectation maximisation.
+
+        Args:
+            z: Codes ``(N, d)``, an encoder's means say.
+            num_components: ``K <= N``.
+            learn: Whether it is trained further.
+            full: Whether covariances are full.
+            floor: What scales stay above, in the fit too.
+            seed: Of the fit's start; None takes it from torch's generator.
+
+        Raises:
+            ValueError: Codes of another shape, fewer than components, or not finite.
+
+        Example:
+            >>> z = torch.cat([torch.randn(100, 2) - 4, torch.randn(100, 2) + 4])
+            >>> MixturePrior.from_codes(z, 2, seed=0).locs.detach().sign().sum(0)
+            tensor([0., 0.])
+        """
+        if z.dim() != 2 or len(z) < num_components:
+            raise argument_error("z", f"codes (N, d) with N of at least {num_components}", z)
+        check_finite("z", z)
+        from sklearn.mixture import GaussianMixture
+
+        fit = GaussianMixture(
+            num_components,
+            covariance_type="full" if full else "diag",
+            reg_covar=(1.01 * floor) ** 2 + 1e-6,
+            random_state=int(torch.randint(2**31 - 1, ())) if seed is None else seed,
+        ).fit(z.detach().double().cpu().numpy())
+        covariances = torch.as_tensor(fit.covariances_)
+        scales = torch.linalg.cholesky(covariances) if full else covariances.sqrt()
+        if full:  # a small diagonal beside a strong correlation
+            diagonal = scales.diagonal(dim1=-2, dim2=-1)
+            scales = scales.tril(-1) + torch.diag_embed(diagonal.clamp(min=1.001 * floor))
+        weights = torch.as_tensor(fit.weights_).clamp(min=1e-8)
+        numbers = [t.to(z) for t in (weights, torch.as_tensor(fit.means_), scales)]
+        return cls(z.shape[-1], num_components, learn, full, floor, *numbers)
+
+    @property
+    def weights(self) -> Tensor:
+        """``π (K,)``."""
+        return self.log_weights().softmax(-1)  # type: ignore[no-any-return]
+
+    @property
+    def locs(self) -> Tensor:
+        """``μ (K, d)``."""
+        return self.locations()  # type: ignore[no-any-return]
+
+    @property
+    def scales(self) -> Tensor:
+        """Standard deviations ``(K, d)``, or Cholesky factors ``(K, d, d)`` with ``full``."""
+        return self.spread()  # type: ignore[no-any-return]
+
+    def _components(self) -> TorchDistribution:
+        if self.full:
+            return dist.MultivariateNormal(self.locs, scale_tril=self.scales, validate_args=False)
+        return dist.Normal(self.locs, self.scales, validate_args=False).to_event(1)  # type: ignore[no-any-return]
+
+    def forward(self) -> TorchDistribution:
+        if not self.full:
+            return ImplicitMixture(self.log_weights(), self.locs, self.scales, validate_args=False)
+        weights = dist.Categorical(logits=self.log_weights(), validate_args=False)
+        return dist.MixtureSameFamily(weights, self._components(), validate_args=False)
+
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """``p(k | z)``: which component a point belongs to.
+
+        Args:
+            z: Points ``(..., d)``.
+
+        Returns:
+            Probabilities ``(..., K)``.
+        """
+        log_joint = self._components().log_prob(z.unsqueeze(-2)) + self.log_weights().log_softmax(-1)
+        return log_joint.softmax(-1)  # type: ignore[no-any-return]
