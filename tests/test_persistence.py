@@ -784,7 +784,9 @@ def instances():
     from riemvae import distributions as densities
     from riemvae import flows, geometry, likelihoods, priors, sampling
     from riemvae.distributions.diagonal_mixture import DiagonalMixture
+    from riemvae.distributions.horseshoe import Horseshoe
     from riemvae.distributions.implicit_mixture import ImplicitMixture
+    from riemvae.distributions.spike_and_slab import SpikeAndSlab
     from riemvae.distributions.transforms import Planar, Radial
     from riemvae.guides.refined import RefinedGuide
     from riemvae.inference import schedules
@@ -793,9 +795,14 @@ def instances():
     from riemvae.networks.full_covariance import FullCovarianceEncoder
     from riemvae.networks.mixture import MixtureEncoder
     from riemvae.priors.conditional import ClassConditional, ConditionalNormal
+    from riemvae.priors.constrained import DirichletPrior, GammaPrior, LogNormalPrior
     from riemvae.priors.flow import FlowPrior
+    from riemvae.priors.full_covariance import FullCovarianceNormal
     from riemvae.priors.hierarchical import GlobalGuide, HierarchicalNormal
+    from riemvae.priors.mixture import MixturePrior
     from riemvae.priors.riemannian import InverseVolumePrior, RiemannianUniformPrior, WrappedNormalPrior
+    from riemvae.priors.sparse import HorseshoePrior, SpikeAndSlabPrior
+    from riemvae.priors.student import StudentTPrior
     from riemvae.priors.vamp import VampPrior
 
     metric = CentroidMetric(torch.randn(4, D), 0.5 * torch.eye(D).expand(4, D, D), regularization=0.1)
@@ -838,6 +845,13 @@ def instances():
         flows.PlanarFlow(D, 3, hidden=()), flows.RadialFlow(D, transforms=2), flows.RadialFlow(D, 3),
         flows.InvertedFlow(flows.NSF(D, bins=4)), Planar(D), Planar(D, bias=torch.ones(())), Radial(D),
         FlowPrior(flows.MAF(D)), flow_pair()[1],
+        FullCovarianceNormal(D, 0.5, torch.tensor([[1.0, 0.0], [0.5, 2.0]])),
+        FullCovarianceNormal(D, learn=False), MixturePrior(D, 3),
+        MixturePrior.from_codes(torch.randn(20, D), 2, learn=False, full=True, seed=0),
+        StudentTPrior(D, torch.tensor([3.0, 5.0]), learn=True), HorseshoePrior(D, 0.5, learn=True),
+        HorseshoePrior(D), SpikeAndSlabPrior(D, learn=True), SpikeAndSlabPrior(D, "student", 0.2),
+        DirichletPrior(D, 2.0, learn=True), LogNormalPrior(D, 0.5, learn=True), GammaPrior(D, 2.0),
+        Horseshoe(torch.rand(D) + 0.1), SpikeAndSlab(*torch.rand(4, D)), SpikeAndSlab(*torch.rand(3, D)),
         ImplicitMixture(torch.randn(3), torch.randn(3, D), torch.rand(3, D) + 0.1),
         FullCovarianceEncoder(encoder(), D), MixtureEncoder(ConvEncoder((1, 8, 8), D), D, 2),
         RefinedGuide(hamiltonian.model, hamiltonian, num_steps=2, bound="iwae", full_covariance=True),

@@ -17,7 +17,7 @@ from riemvae.guides import (
     HamiltonianGuide,
     RiemannianHamiltonianGuide,
 )
-from riemvae.inference import ELBO
+from riemvae.inference import ELBO, IWAE
 from riemvae.inference.schedules import Linear
 from riemvae.likelihoods import Bernoulli
 from riemvae.networks import CentroidMetricNetwork, EncoderFeatures, MLPDecoder, MLPEncoder, MLPMetric
@@ -26,13 +26,20 @@ from riemvae.priors import FlowPrior, VampPrior
 SHAPE = (1, 28, 28)
 
 
+class Stage(NamedTuple):
+    """A part of a training: its learning rate falls to zero as a cosine."""
+
+    objective: Any
+    epochs: int
+    learning_rate: float
+
+
 class Pair(NamedTuple):
     """A model, its guide and how they are trained."""
 
     model: VAE
     guide: AmortizedGuide
-    objective: Any
-    epochs: int
+    stages: tuple[Stage, ...]
 
 
 def build(name: str, latent_dim: int, settings: Settings, x: Tensor) -> Pair:
@@ -57,11 +64,16 @@ def build(name: str, latent_dim: int, settings: Settings, x: Tensor) -> Pair:
         prior = FlowPrior(MAF(latent_dim, transforms=2, hidden=settings.best_flow_hidden))
     model = VAE(decoder, latent_dim, prior, Bernoulli())
     guide = _guide(name, model, encoder, latent_dim, settings)
-    if best:
-        # A warm-up, so that no latent dimension is given up at the start.
-        warm = Linear(0.0, 1.0, max(1, settings.best_epochs // 20))
-        return Pair(model, guide, ELBO(beta=warm), settings.best_epochs)
-    return Pair(model, guide, ELBO(), settings.epochs)
+    rate = settings.learning_rate
+    if not best:
+        return Pair(model, guide, (Stage(ELBO(), settings.epochs, rate),))
+    # A warm-up, so that no latent dimension is given up at the start; several draws at the end.
+    warm = Linear(0.0, 1.0, max(1, settings.best_epochs // 20))
+    stages = [Stage(ELBO(beta=warm), settings.best_epochs, rate)]
+    if settings.best_last_epochs:
+        last = IWAE(settings.best_last_samples, gradient="doubly")
+        stages.append(Stage(last, settings.best_last_epochs, 0.2 * rate))
+    return Pair(model, guide, tuple(stages))
 
 
 def _guide(name: str, model: VAE, encoder: MLPEncoder, latent_dim: int, settings: Settings) -> AmortizedGuide:

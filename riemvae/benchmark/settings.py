@@ -54,7 +54,11 @@ class Settings:
         best_latent_dim: ``d`` of ``"best"``.
         best_hidden: Hidden layers of its encoder (and, reversed, decoder), which are gated.
         best_flow_hidden: Hidden layers of each transform of its prior, a masked autoregressive flow.
-        best_epochs: Its own passes.
+        best_epochs: Its own passes with the evidence lower bound, whose KL part is warmed up over a
+            twentieth of them.
+        best_last_epochs: Passes after these with the importance-weighted bound, from a fifth of the learning
+            rate.
+        best_last_samples: Draws a datum of that bound.
     """
 
     models: tuple[str, ...] = ("vae", "hvae", "rhvae", "vae_iaf", "vae_vamp", "rhvae_vamp")
@@ -84,6 +88,8 @@ class Settings:
     best_hidden: tuple[int, ...] = (400, 400)
     best_flow_hidden: tuple[int, ...] = (200,)
     best_epochs: int = 15
+    best_last_epochs: int = 0
+    best_last_samples: int = 5
 
     def __post_init__(self) -> None:
         for name in self.models:
@@ -125,6 +131,8 @@ PRESETS = {
         best_hidden=(64,),
         best_flow_hidden=(32,),
         best_epochs=1,
+        best_last_epochs=1,
+        best_last_samples=2,
     ),
     "small": Settings(),
     "full": Settings(
@@ -139,5 +147,6 @@ PRESETS = {
         flow_hidden=(400,),
         num_pseudo_inputs=500,
         best_epochs=150,
+        best_last_epochs=40,
     ),
 }

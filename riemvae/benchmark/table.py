@@ -114,12 +114,13 @@ def conditions(settings: Settings) -> str:
         "Binary MNIST.",
         f"Training: the first {s.num_train:,} training images, binarised anew each time they are looked at "
         "(Bernoulli draws of the grey values);",
-        f"{s.epochs} epochs (the best composition {s.best_epochs}), batches of {s.batch_size},",
+        f"{s.epochs} epochs, batches of {s.batch_size},",
         f"Adam from {s.learning_rate:g} to zero as a cosine, gradients clipped at {s.gradient_clip:g}, the "
         "last weights.",
         f"Test: the first {s.num_test:,} test images, one fixed Bernoulli draw with seed "
         f"{s.binarization_seed}.",
         f"Networks 784-{widths}-d and back, ReLU.",
+        *_best(s),
         f"Hamiltonian guides: {s.num_steps} steps of {s.step_size:g}, √β₀ = {s.tempering:g};",
         f"metric: T = {s.temperature:g}, λ = {s.regularization:g}, frozen with {s.num_centroids:,} "
         "centroids.",
@@ -134,6 +135,17 @@ def conditions(settings: Settings) -> str:
         "'estimates, s' is few / many, of one process.",
     )
     return " ".join(sentences)
+
+
+def _best(s: Settings) -> tuple[str, ...]:
+    if "best" not in s.models:
+        return ()
+    widths = "-".join(map(str, s.best_hidden))
+    last = f", then {s.best_last_epochs} with IWAE of {s.best_last_samples} draws" * bool(s.best_last_epochs)
+    return (
+        f"Best composition: gated networks 784-{widths}-d, masked autoregressive flow as the prior, "
+        f"{s.best_epochs} epochs with a warm-up{last}.",
+    )
 
 
 def markdown(table: Sequence[Mapping[str, Any]], settings: Settings) -> str:

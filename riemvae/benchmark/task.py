@@ -80,7 +80,7 @@ def train_and_measure(
         torch.manual_seed(seed)
         pair = build(name, latent_dim, settings, binarize(grey, seed))
         since = time.perf_counter()
-        history = _train(pair, images, settings, seed, device)
+        loss = train(pair, images, settings, seed, device)
         seconds = time.perf_counter() - since
         result: dict[str, Any] = {
             "model": name,
@@ -88,9 +88,9 @@ def train_and_measure(
             "seed": seed,
             "digest": settings.digest(),
             "training_seconds": seconds,
-            "epochs": pair.epochs,
+            "epochs": sum(stage.epochs for stage in pair.stages),
             "parameters": sum(p.numel() for p in _parameters(pair)),
-            "last_training_loss": float(history["train_loss"][-1]),
+            "last_training_loss": loss,
             "peer_offset": peer_offset(pair, latent_dim),
         }
         if isinstance(pair.guide, RiemannianHamiltonianGuide):
@@ -133,24 +133,26 @@ def _parameters(pair: Pair) -> set[torch.nn.Parameter]:
     return {*pair.model.parameters(), *pair.guide.parameters()}
 
 
-def _train(pair: Pair, images: DynamicBinarization, settings: Settings, seed: int, device: str) -> Any:
-    trained = fit(
-        pair.model,
-        pair.guide,
-        images.loader(settings.batch_size),
-        pair.objective,
-        max_epochs=pair.epochs,
-        learning_rate=settings.learning_rate,
-        scheduler=partial(CosineAnnealingLR, T_max=pair.epochs),
-        gradient_clip=settings.gradient_clip,
-        restore_best=False,
-        accelerator="cpu" if device == "cpu" else "gpu",
-        progress=False,
-        seed=seed,
-    )
+def train(pair: Pair, images: DynamicBinarization, settings: Settings, seed: int, device: str) -> float:
+    """Trains a pair through its stages and leaves it on ``device``; the last epoch's loss."""
+    for stage in pair.stages:
+        trained = fit(
+            pair.model,
+            pair.guide,
+            images.loader(settings.batch_size),
+            stage.objective,
+            max_epochs=stage.epochs,
+            learning_rate=stage.learning_rate,
+            scheduler=partial(CosineAnnealingLR, T_max=stage.epochs),
+            gradient_clip=settings.gradient_clip,
+            restore_best=False,
+            accelerator="cpu" if device == "cpu" else "gpu",
+            progress=False,
+            seed=seed,
+        )
     for module in (pair.model, pair.guide):
         module.eval().to(device)
-    return trained.history
+    return float(trained.history["train_loss"][-1])
 
 
 def _numbers(estimate: LogLikelihood) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def check_distribution(
     raises: bool = True,
     significance: float = 1e-4,
     tolerance: float = 1e-3,
-    reach: float = 10.0,
+    reach: float = 20.0,
     gradients: bool = True,
 ) -> DistributionCheck:
     r"""Checks that a distribution is what it says: shapes, support, normalisation, draws, gradients.
@@ -336,9 +336,10 @@ class _Examination:
             return
         points = draws[:50]
         value = self.free.log_prob(points)
-        near = self.free.log_prob(points * (1 + 1e-10))
+        near = self.free.log_prob(points * (1 + 1e-10 * torch.randn_like(points)))
         wrong = []
-        if value.unique().numel() > 5 and bool((value == near).all()):  # a constant does not tell
+        same = float((value == near).double().mean())
+        if value.unique().numel() > 5 and same > 0.8:  # a constant does not tell
             wrong.append("log_prob rounds double values to single precision")
         if draws.unique().numel() > 5 and bool((draws.float().double() == draws).all()):
             wrong.append("double draws hold numbers of single precision")

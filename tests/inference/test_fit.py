@@ -23,7 +23,11 @@ from torch import nn
 from torch.distributions import constraints
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from riemvae.autoencoder import VAE
+from riemvae.flows import PlanarFlow
+from riemvae.guides import FlowGuide
 from riemvae.inference.fit import Fit, fit
+from riemvae.networks import EncoderFeatures, MLPDecoder, MLPEncoder
 
 NOISE = 0.5
 
@@ -413,6 +417,21 @@ def test_the_store_keeps_nothing_of_modules():
     pyro.param("kept", torch.tensor(3.0))
     fit(*pair(), data(), max_epochs=1)
     assert list(pyro.get_param_store()) == ["kept"]
+
+
+def test_what_svi_left_of_a_shared_encoder_does_not_stop_a_training():
+    # Under SVI its parameters stand in the store by two names, that of the encoder and that of the context.
+    def shared():
+        model = VAE(MLPDecoder(2, 4, hidden=(3,)), 2, likelihood="gaussian")
+        encoder = MLPEncoder(4, 2, hidden=(3,))
+        context = EncoderFeatures(encoder)
+        return model, FlowGuide(model, encoder, PlanarFlow(2, 3, transforms=1), context=context)
+
+    SVI(*shared(), pyro.optim.SGD({"lr": 1e-3}), Trace_ELBO()).step(data())
+    parameters = [id(value) for _, value in pyro.get_param_store().named_parameters()]
+    assert len(set(parameters)) < len(parameters)
+    fit(*shared(), data(), max_epochs=1)
+    assert not list(pyro.get_param_store())
 
 
 # -- data ----------------------------------------------------------------------------------------------------
