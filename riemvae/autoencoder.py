@@ -45,6 +45,9 @@ class VAE(PyroModule):
             each step outside the plate. One that takes an argument is called with ``y`` and returns batch
             shape ``(B,)`` or ``()``. None is the standard normal.
         likelihood: A likelihood brick or its name.
+        num_data: ``N`` of the whole data set, for a prior that samples global sites and is trained on
+            minibatches: data terms then count ``N/B`` times, and the global terms once. None: a batch is
+            all there is.
 
     Raises:
         ValueError: A prior of another shape or with stored trainable tensors, an unknown likelihood; when
@@ -65,8 +68,10 @@ class VAE(PyroModule):
         latent_dim: int,
         prior: Prior = None,
         likelihood: str | Likelihood = "bernoulli",
+        num_data: int | None = None,
     ) -> None:
         super().__init__()
+        self.num_data = None if num_data is None else check_count("num_data", num_data)
         self.decoder = decoder
         self.latent_dim = check_count("latent_dim", latent_dim)
         if prior is None:
@@ -124,7 +129,7 @@ class VAE(PyroModule):
         elif size is None:
             size = len(y) if isinstance(y, Tensor) and y.dim() else 1
         prior = self._prior_of(y, size)
-        with pyro.plate("data", size, dim=-1):
+        with self._plate(size, observed=x is not None):
             z = pyro.sample("z", prior)
             parameters = _Decoded.take(self, z)
             distribution = likelihood(self.decode(z) if parameters is None else parameters, z.dim() - 1)
@@ -135,6 +140,11 @@ class VAE(PyroModule):
                     x,
                 )
             return pyro.sample("x", distribution, obs=x)  # type: ignore[no-any-return]
+
+    def _plate(self, size: int, observed: bool) -> Any:
+        if not observed or self.num_data is None or self.num_data <= size:
+            return pyro.plate("data", size, dim=-1)
+        return pyro.plate("data", self.num_data, subsample=torch.arange(size), dim=-1)
 
     def latent_potential(
         self, latent: str, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -312,3 +312,53 @@ def test_a_guide_needs_continuous_sites():
 
     with pytest.raises(ValueError, match="prior: expected continuous global sites"):
         GlobalGuide(discrete)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "hamiltonian"])
+def test_global_sites_count_once_whatever_the_batch(name):
+    """With ``num_data`` the minibatch losses have the full loss as their mean; without it they do not."""
+    x = data(6)
+    fixed = {"prior_loc": torch.tensor([0.4]).double(), "prior_scale": torch.tensor([0.7]).double()}
+
+    def encode(x):
+        return dist.Delta(0.3 * x[:, :1], event_dim=1)
+
+    def losses(num_data):
+        prior = HierarchicalNormal(D)
+        vae = rv.VAE(decoder(), D, prior, rv.likelihoods.Gaussian(NOISE), num_data).double()
+
+        def given(*_):
+            return {k: pyro.sample(k, dist.Delta(v, event_dim=1)) for k, v in fixed.items()}
+
+        if name == "gaussian":
+            guide = rv.guides.GaussianGuide(vae, encode, given=given)
+        else:
+            guide = rv.guides.HamiltonianGuide(vae, encode, num_steps=0, tempering=1.0, given=given)
+        elbo = rv.ELBO()
+        parts = [float(elbo.loss(vae, guide, batch)) for batch in x.split(2)]
+        weights = torch.cat([rv.log_weights(vae, guide, batch, 3) for batch in x.split(2)], 1)
+        return sum(parts) / 3, float(elbo.loss(vae, guide, x)), weights
+
+    torch.manual_seed(0)
+    mean, full, weights = losses(6)
+    assert mean == pytest.approx(full)
+    mean_of_parts, full_of_parts, without = losses(None)
+    assert full_of_parts == pytest.approx(full)
+
+    assert abs(3 * mean_of_parts - full) > 0.1
+    torch.testing.assert_close(weights, without, rtol=1e-6, atol=1e-5)  # per datum, scales left out
+    assert rv.VAE(decoder().float(), D, num_data=6)(size=9).shape == (9, P)
+
+
+def test_a_scaled_plate_trains_and_is_saved(tmp_path):
+    x = data(12)
+    torch.manual_seed(0)
+    prior = HierarchicalNormal(D)
+    vae = rv.VAE(decoder(), D, prior, rv.likelihoods.Gaussian(NOISE), num_data=12).double()
+    guide = rv.guides.GaussianGuide(vae, encoder, given=GlobalGuide(prior).double())
+    result = rv.fit(vae, guide, x, max_epochs=3, batch_size=4, seed=0, progress=False)
+    # the mean per datum, as with a full batch, not three times it
+    elbo = rv.ELBO(num_particles=50, vectorize_particles=False)
+    assert result.history["train_loss"][-1] == pytest.approx(elbo.loss(vae, guide, x) / 12, rel=0.3)
+    rv.save(tmp_path / "model", vae, guide.given)
+    assert rv.load(tmp_path / "model")[0].num_data == 12
