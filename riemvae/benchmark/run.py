@@ -22,6 +22,9 @@ from riemvae.data import write_json
 
 KIND = "riemvae benchmark likelihood"
 
+# Long trainings first, so that no process waits for another at the end.
+_LONGEST_FIRST = ("best", "rhvae_vamp", "rhvae", "hvae", "vae_vamp", "vae_iaf", "vae")
+
 
 def run(
     data: str | os.PathLike[str],
@@ -66,6 +69,7 @@ def run(
     ]
     done = {key: _kept(folder, key, settings) for key in wanted}
     missing = [key for key in wanted if done[key] is None]
+    missing.sort(key=lambda key: _LONGEST_FIRST.index(key[0]))
     console.print(
         f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them done before; on {device}.",
         highlight=False,

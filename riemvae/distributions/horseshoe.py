@@ -159,9 +159,14 @@ class Horseshoe(TorchDistribution):
         return self.scale * (local * torch.randn_like(one))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log density of ``value (...)``; ``inf`` at zero."""
+        """The log density of ``value (...)``; ``inf`` at zero, where the gradient in ``value`` is given as 0.
+
+        The density is even in ``value``, so that 0 is the mean of the slopes on both sides.
+        """
         if self._validate_args:
             self._validate_sample(value)
-        log_a = 2 * (value.abs().log() - self.scale.log()) - math.log(2)
+        zero = value == 0
+        log_value = torch.where(zero, -math.inf, torch.where(zero, 1.0, value).abs().log())
+        log_a = 2 * (log_value - self.scale.log()) - math.log(2)
         constant = 0.5 * math.log(2 * math.pi**3)
         return log_scaled_exponential_integral(log_a) - self.scale.log() - constant

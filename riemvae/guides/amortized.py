@@ -114,6 +114,15 @@ class AmortizedGuide(PyroModule):
         new.__dict__["_model_reference"] = (memo.get(id(self.model), self.model),)
         return new
 
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        if isinstance(module, PyroModule):
+            _release(module)
+        super().add_module(name, module)
+
+    def _pyro_set_supermodule(self, name: str, context: Any) -> None:
+        _release(self)
+        super()._pyro_set_supermodule(name, context)
+
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         return self._run(self._begin(args, kwargs))
 
@@ -248,6 +257,29 @@ class AmortizedGuide(PyroModule):
             return as_posterior(self._encode(encoder, list(args)))
 
 
+def _release(module: PyroModule) -> None:
+    """Makes a module that has run on its own fit to become a part: Pyro knows it by no name afterwards.
+
+    Pyro refuses parts of which parts have run. What it keeps of them is registered anew by the names inside
+    the whole; left by the old ones, it could be taken for parameters of the whole.
+    """
+    parts = [part for part in module.modules() if isinstance(part, PyroModule)]
+    if not any(part._pyro_context.used for part in parts):
+        return
+    for part in parts:
+        part._pyro_context = type(part._pyro_context)()
+    own = {id(parameter) for parameter in module.parameters()}
+    prefix = f"{module._pyro_name}." if module._pyro_name else ""
+    store = pyro.get_param_store()
+    state: Any = store.get_state()
+    old = {n for n, value in state["params"].items() if n.startswith(prefix) and id(value) in own}
+    if old:
+        # Not name by name: the store fails to delete the second name of a parameter.
+        kept: Any = {p: {n: v for n, v in values.items() if n not in old} for p, values in state.items()}
+        store.clear()
+        store.set_state(kept)
+
+
 class _Rename(Messenger):
     """Makes the sites of a base guide auxiliary and gives them other names."""
 
@@ -307,10 +339,11 @@ class EncodedGuide(AmortizedGuide):
             with call.plates():
                 u = pyro.sample(name, posterior, infer={"is_auxiliary": True})
             return u, posterior, 0.0, lambda: posterior.log_prob(u)
-        with poutine.trace() as captured, _Rename("_0"):
-            encoder._run(call)
+        # A guide that is a part of two registers its parameters by the name in the later one, in both.
+        with poutine.trace() as captured, _Rename("_0"), encoder._pyro_context:
+            # Not looked up in the trace: a guide around this one has renamed its sites once more.
+            z: Any = encoder._run(call)[self.latent]
         trace = captured.trace
-        z: Any = trace.nodes[name]["value"]
         u = z if transform is None else transform.inv(z)
         offset = 0.0 if transform is None else log_det(transform, u, z)
 

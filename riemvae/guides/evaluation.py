@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,7 +33,12 @@ def evaluating(tolerance: float = 1e-6) -> Iterator[None]:
     """
     token = _CURRENT.set(Evaluation(tolerance))
     try:
-        yield
+        with warnings.catch_warnings():
+            # Nothing is trained here, so that frozen parameters need no place in Pyro's store.
+            warnings.filterwarnings(
+                "ignore", message=".*not registered in the param store because requires_grad"
+            )
+            yield
     finally:
         _CURRENT.reset(token)
 

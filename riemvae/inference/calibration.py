@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,8 @@ _SETS = 10_000
 _PLACES = 100
 # Draws of the guide for each resampled one, and the fewest of a datum.
 _PROPOSALS_A_DRAW, _FEWEST = 10, 500
+# Share of simulations with fewer effective proposals than draws, above which a verdict may be about those.
+_MOST_FEW = 0.1
 # The fewest ranks a bin of the chi-square test should expect.
 _EXPECTED = 5
 
@@ -186,8 +189,10 @@ def simulation_based_calibration(
         statistics: Further quantities by name: functions of ``z (..., n, d)`` and of the batch, to
             ``(..., n)``.
         weights: Calibrates the guide's draws resampled by their importance weights instead.
-        num_proposals: Draws that are then resampled to ``L``; None is 10 for each, at least
-            500.
+        num_proposals: Draws that are then resampled to ``L``; None is 10 for each, at least 500. For a guide
+            far from the posterior that can be too few: where the weights' effective sample size is below
+            ``L``, many draws are the same ones, the ranks make a U, and the verdict is about the number of
+            proposals, not about the posterior. A warning says so; take more proposals then.
         latent: The latent's name.
         level: Of the verdict and the band.
         chunk_size: Data times samples at once; None is about 2,000.
@@ -228,7 +233,7 @@ def simulation_based_calibration(
     # Resampled draws share their proposals: too few of those would make a U of an exact guide's ranks.
     default = num_proposals_for(num_draws, num_proposals or max(_FEWEST, _PROPOSALS_A_DRAW * num_draws))
     proposals = default if weights else num_draws
-    ranks, khats, names = [], [], []
+    ranks, khats, effective, names = [], [], [], []
     with forked(seed), torch.no_grad(), evaluating(tolerance):
         source = _Simulations(model, guide, data, simulate, latent, max(1, pairs // proposals))
         sizes = source.sizes(num_simulations)
@@ -258,8 +263,10 @@ def simulation_based_calibration(
             names = list(found)
             ranks.append(torch.cat([_ranks(*pair) for pair in found.values()], -1))
             khats.append(draws.khat)
+            effective.append(draws.ess)
     if weights:
         warn_of_tails(torch.cat(khats), 3)
+        _warn_of_few(torch.cat(effective), num_draws, proposals)
     joined = torch.cat(ranks)
     return Calibration(
         joined,
@@ -269,6 +276,18 @@ def simulation_based_calibration(
         tuple(_judge(joined, num_draws, num_bins, _labels(names, joined.shape[1]), level)),
         torch.cat(khats),
     )
+
+
+def _warn_of_few(ess: Tensor, num_draws: int, num_proposals: int) -> None:
+    """Warns where too few proposals, rather than a wrong posterior, may be what the ranks show."""
+    few = int((ess < num_draws).sum())
+    if few > _MOST_FEW * len(ess):
+        warnings.warn(
+            f"the weights' effective sample size is below num_draws={num_draws} for {few} of {len(ess)} "
+            f"simulations: repeated draws alone can make their ranks a U; raise num_proposals (here "
+            f"{num_proposals}), or take fewer draws or a guide closer to the posterior",
+            stacklevel=3,
+        )
 
 
 # -- simulations -------------------------------------------------------------------------------------------

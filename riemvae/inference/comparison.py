@@ -29,8 +29,8 @@ class ComparedModel:
         difference: Mean of ``log p̂(x_b)`` minus the best model's, at most 0.
         stderr: Its standard error: over data, from the paired differences. The Monte Carlo error of single
             data is part of their spread, and so of this.
-        mcse: The part of it that Monte Carlo makes, taken as independent between models; NaN for tensors,
-            which do not tell theirs.
+        mcse: The part of it that Monte Carlo makes, taken as independent between models: of each model's
+            ``tail_mcse``, or of ``mcse`` where it has none. NaN for tensors, which do not tell theirs.
         interval: The 95 % interval of the difference.
         z: ``difference / stderr``.
         probability: ``Φ(z)``: how probable it is that this model is better than the best one after all, where
@@ -245,7 +245,8 @@ def _mcse(result: LogLikelihood | Tensor) -> float:
     """The Monte Carlo error of the mean over data."""
     if not isinstance(result, LogLikelihood):
         return math.nan
-    return float(result.mcse.double().square().sum().sqrt()) / len(result)
+    error = result.mcse if result.tail_mcse is None else result.tail_mcse
+    return float(error.double().square().sum().sqrt()) / len(result)
 
 
 def _khat_share(result: LogLikelihood | Tensor) -> float:

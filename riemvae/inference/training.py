@@ -649,7 +649,8 @@ def _refuse_orphans(leaves: list[tuple[weakref.ref, tuple[int, ...]]]) -> None:
             f"model, guide: the loss depends on {len(shapes)} tensors with requires_grad=True that are no "
             f"parameters of either, of shapes {shapes[:5]}; they would never be trained. Make them "
             "attributes of the module (nn.Parameter, nn.Module), register them with pyro.module or "
-            "pyro.param, or detach them."
+            "pyro.param, or detach them. A function such as context= that uses a trained network hides it: "
+            "pass the module itself, as networks.EncoderFeatures(encoder), or detach its output."
         )
 
 

@@ -106,3 +106,16 @@ def test_draws_against_the_quadrature_of_their_density():
 
     assert stats.kstest(cdf(z), "uniform").pvalue > 1e-3
     assert check_distribution(Horseshoe(torch.tensor([0.4, 2.0], dtype=F64)).to_event(1)).passed
+
+
+def test_the_gradient_at_zero_is_zero_and_spoils_no_other():
+    z = torch.tensor([0.0, -0.0, 0.5], dtype=F64, requires_grad=True)
+    scale = torch.tensor(0.7, dtype=F64, requires_grad=True)
+    value = Horseshoe(scale).log_prob(z)
+    assert value[:2].tolist() == [math.inf, math.inf]
+    slope, by_scale = torch.autograd.grad(value.sum(), [z, scale], create_graph=True)
+    (alone,) = torch.autograd.grad(Horseshoe(scale).log_prob(z[2:]).sum(), z)
+    assert slope[:2].tolist() == [0.0, 0.0] and slope[2] == alone[2] != 0
+    assert bool(torch.isfinite(by_scale))
+    (curvature,) = torch.autograd.grad(slope.sum(), z)
+    assert bool(torch.isfinite(curvature).all())

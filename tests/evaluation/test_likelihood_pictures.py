@@ -127,3 +127,14 @@ def test_a_predictive_check_shows_set_and_data(tmp_path):
     # A discrepancy has a value of the data at each draw.
     left, _ = draw_predictive_check(PredictiveCheck(predicted + 1, predicted, p, 0.0, "x"))
     assert not left.lines and len(left.patches) > 1
+
+
+@pytest.mark.parametrize(
+    "names", [("a", "b"), ("a model of a long name, with 8 components and seed 1" * 2, "b")]
+)
+def test_names_of_any_length_stay_inside_the_figure(names):
+    ax = draw_comparison(compare({names[0]: torch.randn(50), names[1]: torch.randn(50) - 1}))
+    ax.figure.canvas.draw()
+    whole, shown = ax.figure.bbox, ax.get_tightbbox()
+    assert shown.x0 >= whole.x0 and shown.x1 <= whole.x1
+    assert 5.2 < ax.get_window_extent().width / ax.figure.dpi < 6.5  # the names take no room of the axes

@@ -980,3 +980,45 @@ def test_numbers_of_data_that_are_special(name):
     with pytest.raises(ValueError, match="data: expected finite values, got 1 NaN"):
         rv.log_weights(standard_model, guide, broken, 3)
     assert np.isfinite(rv.log_weights(standard_model, guide, X, 2).numpy()).all()
+
+
+def _affine(encoder_of):
+    from riemvae.flows import IAF
+
+    return rv.guides.FlowGuide(encoder_of.model, encoder_of, IAF(2))
+
+
+NESTED = {
+    "hamiltonian": lambda g: HamiltonianGuide(g.model, g, num_steps=1),
+    "flow": _affine,
+}
+
+
+@pytest.mark.parametrize("inner", NESTED)
+@pytest.mark.parametrize("outer", NESTED)
+def test_a_guide_that_has_run_trains_as_a_part_of_another(inner, outer):
+    torch.manual_seed(0)
+    x = torch.randn(6, 4)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).expand(x.shape).to_event(1), obs=x)
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(x.shape[1], 2)
+
+        def forward(self, x):
+            return self.net(x), torch.ones(len(x), 2)
+
+    used = NESTED[inner](rv.guides.GaussianGuide(model, Encoder()))
+    used(x)
+    guide = NESTED[outer](used)
+    third = NESTED["hamiltonian"](guide)  # adopts it too; the guide itself is to go on as before
+    for whole in (guide, third):
+        with poutine.trace(param_only=True) as captured:
+            whole(x)
+        found = {id(s["value"]) for s in captured.trace.nodes.values() if s["type"] == "param"}
+        assert {id(p) for p in whole.parameters()} <= found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pyro
@@ -238,3 +239,16 @@ def test_what_cannot_be_calibrated_is_refused():
         )
     with pytest.raises(ValueError, match="latent"):
         simulation_based_calibration(oracle.model, guide, oracle.data(5), 10, 9, latent="w")
+
+
+def test_too_few_proposals_are_named_as_such():
+    oracle = LinearGaussian(2)
+    model = oracle.vae()
+    guide = rv.guides.GaussianGuide(model, posterior(oracle, width=4.0))
+    options = {"num_simulations": 40, "num_draws": 19, "weights": True, "seed": 0}
+    # Weights of a guide four times too wide in two dimensions are worth about an eighth of it.
+    with pytest.warns(UserWarning, match=r"below num_draws=19 for .* raise num_proposals \(here 60\)"):
+        simulation_based_calibration(model, guide, num_proposals=60, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        simulation_based_calibration(model, guide, num_proposals=1000, **options)

@@ -120,3 +120,11 @@ def test_rows_are_plain_data():
     assert table.best == "b" and dataclasses.asdict(table.rows[0])["name"] == "b"
     with pytest.raises(KeyError):
         table["c"]
+
+
+def test_the_monte_carlo_error_is_that_with_the_tail_where_there_is_one():
+    a = torch.tensor([-3.0, -1.0, -2.0, -4.0])
+    tail = dataclasses.replace(result(a - 1.0, mcse=0.03), tail_mcse=torch.full((4,), 0.06))
+    table = compare({"a": result(a, mcse=0.08), "b": tail})
+    # √(0.08² + 0.06²) for each of four data.
+    assert table["b"].mcse == pytest.approx(0.05)

@@ -367,6 +367,8 @@ def test_a_network_that_nobody_registers_is_refused():
 
     with pytest.raises(ValueError, match=r"2 tensors with requires_grad=True.*\(4, 2\).*pyro.module"):
         fit(model, Encoder(), data())
+    with pytest.raises(ValueError, match=r"context=.*networks.EncoderFeatures\(encoder\), or detach"):
+        fit(model, Encoder(), data())
 
 
 def test_a_leaf_made_inside_the_call_is_no_orphan():

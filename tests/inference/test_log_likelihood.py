@@ -518,3 +518,12 @@ def test_the_summary_of_the_set():
     assert "psis" in repr(example(method="psis")) and "S≤" in repr(example(target_mcse=0.05))
     bare = rv.inference.LogLikelihood(ll.log_prob, ll.mcse, ll.ess, ll.khat, 100, ll.num_diverged, 4)
     assert bare.kl_gap is None and "kl_gap" not in bare.summary()
+
+
+def test_a_frozen_model_is_estimated_without_advice_on_training():
+    oracle = LinearGaussian(2)
+    model = oracle.vae().requires_grad_(False)
+    guide = rv.guides.GaussianGuide(model, oracle.encoder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rv.log_likelihood(model, guide, oracle.data(3), num_samples=50)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from riemvae.inference.predictive import PredictiveCheck
 # Below the first the estimate converges fast, above the second it is not to be trusted (Vehtari et al.).
 _KHAT_GOOD = 0.5
 _COLOURS = {"good": "C0", "fair": "C1", "bad": "C3"}
+_AXES_WIDTH = 6.4  # inches, of a comparison, without long names
+_LONGEST = 30  # letters of a name below the axes
 _MOST = 12  # quantities in one figure
 # Below this a tail is as good as none: drawn there, so that one exact datum does not set the scale.
 _LOWEST = -1.0
@@ -111,7 +114,9 @@ def draw_comparison(
         ['a', 'b']
     """
     rows = comparison.rows
-    ax = canvas.axes(ax, (6.4, 1.2 + 0.42 * len(rows)))
+    if ax is None:
+        ax = canvas.axes(None, (_AXES_WIDTH, 1.2 + 0.42 * len(rows)))
+        _widen(ax.figure, [row.name for row in rows])
     for place, row in enumerate(rows):
         doubtful = row.khat_share > 0
         colour = _COLOURS["bad"] if doubtful else "0.15" if place == 0 else _COLOURS["good"]
@@ -138,7 +143,8 @@ def draw_comparison(
     ax.set_ylim(len(rows) - 0.5, -0.75)
     ax.margins(x=0.12)
     ax.set_xlabel(
-        f"difference in $\\log p(x)$ to {comparison.best!r}, nats a datum ({comparison.num_data} data)"
+        f"difference in $\\log p(x)$ to {_shortened(comparison.best)!r}, nats a datum "
+        f"({comparison.num_data} data)"
     )
     return canvas.finish(ax, path)
 
@@ -260,6 +266,24 @@ def draw_predictive_check(
     right.set_title(f"{100 * check.extreme:.0f} % of the data in the outer 5 %", fontsize="medium")
     canvas.finish(left, path)
     return np.array([left, right])
+
+
+def _widen(figure: Any, names: Sequence[str]) -> None:
+    """Gives names of more than a few letters room of their own beside the axes."""
+    from matplotlib import rcParams
+    from matplotlib.text import Text
+
+    renderer = figure.canvas.get_renderer()
+    widths = []
+    for name in names:
+        text = Text(text=name, fontsize=rcParams["ytick.labelsize"])
+        text.set_figure(figure)
+        widths.append(text.get_window_extent(renderer).width / figure.dpi)
+    figure.set_figwidth(_AXES_WIDTH + max(0.0, max(widths) - 0.3))
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
 def _pair(axs: Any | None) -> tuple[Any, Any]:
