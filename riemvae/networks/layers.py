@@ -56,7 +56,7 @@ GATED = "gated"
 def dense(sizes: Sequence[int], activation: str) -> nn.Sequential:
     """``Linear`` and activation for each step of ``sizes``; empty for one size.
 
-    With ``"gated"`` a layer is ``(A x + a) · sigmoid(B x + b)``, as in Dauphin, Fan, Auli and Grangier (2017).
+    With ``"gated"`` a layer is ``(A x + a) · sigmoid(B x + b)``: Dauphin, Fan, Auli and Grangier (2017).
 
     Example:
         >>> len(dense((784, 400, 10), "relu"))
