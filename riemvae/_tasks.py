@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -39,7 +38,8 @@ def run_tasks(tasks: Sequence[Task], jobs: int, tell: Tell) -> list[Any]:
         return [function(*arguments, tell) for function, arguments in tasks]
     # A fresh interpreter each: forking a process whose torch has threads can hang.
     context = multiprocessing.get_context("spawn")
-    lines = context.Queue()
+    # It writes in the process that tells: a line is there before the result of its task is.
+    lines = context.SimpleQueue()
     with ProcessPoolExecutor(min(jobs, len(tasks)), context, _remember, (lines,)) as pool:
         futures = [pool.submit(_work, function, arguments) for function, arguments in tasks]
         try:
@@ -72,11 +72,8 @@ def _work(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 def _pass_on(lines: Any, tell: Tell) -> None:
-    while True:
-        try:
-            tell(lines.get_nowait())
-        except queue.Empty:
-            return
+    while not lines.empty():
+        tell(lines.get())
 
 
 @contextmanager
