@@ -27,7 +27,8 @@ def run_tasks(tasks: Sequence[Task], jobs: int, tell: Tell) -> list[Any]:
         tell: Gets the lines that the tasks tell.
 
     Returns:
-        The results. The first error of a task is raised, and those that wait are given up.
+        The results. The first error of a task is raised when those that
+        run have ended, and those that wait are given up.
 
     Example:
         >>> run_tasks([(pow_and_tell, (2, 3))], 1, print)
@@ -50,7 +51,7 @@ def run_tasks(tasks: Sequence[Task], jobs: int, tell: Tell) -> list[Any]:
                     future.result()  # an error ends the run now
                 _pass_on(lines, tell)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # those that run come to their end
             raise
         _pass_on(lines, tell)
         return [future.result() for future in futures]
