@@ -95,7 +95,7 @@ def run(
     write_json(folder / "report.json", report)
     text = markdown(table, settings).encode()
     write_file(folder / "table.md", lambda file: file.write(text))
-    console.print(screen(table))
+    console.print(screen(table, console.width))
     console.print(conditions(settings), highlight=False)
     console.print(f"Report, table and models: {folder}", highlight=False, soft_wrap=True)
     console.print(f"{report['seconds']:.0f} seconds.", highlight=False)

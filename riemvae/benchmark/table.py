@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from riemvae.benchmark.settings import PUBLISHED, TITLES, Settings
@@ -155,11 +156,21 @@ def markdown(table: Sequence[Mapping[str, Any]], settings: Settings) -> str:
     return "\n".join([*lines, "", conditions(settings), ""])
 
 
-def screen(table: Sequence[Mapping[str, Any]]) -> Table:
-    """The table for a terminal."""
-    shown = Table(title="log p(x) of binary MNIST, nats an image", title_justify="left")
-    for i, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="left" if i == 0 else "right")
+# What is shown where the whole table would be cut to pieces.
+_NARROW = ("model", "d", "log p, few", "log p, many", "KL gap", "published")
+_WIDE = 170
+
+
+def screen(table: Sequence[Mapping[str, Any]], width: int) -> Table:
+    """The table for a terminal of ``width`` characters: the main columns of a narrow one."""
+    chosen = COLUMNS if width >= _WIDE else _NARROW
+    title = "log p(x) of binary MNIST, nats an image"
+    if chosen is _NARROW:
+        title += "; all columns: table.md"
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in chosen:
+        shown.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for row in table:
-        shown.add_row(*cells(row))
+        text = dict(zip(COLUMNS, cells(row), strict=True))
+        shown.add_row(*(text[column] for column in chosen))
     return shown

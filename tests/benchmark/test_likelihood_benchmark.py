@@ -14,7 +14,7 @@ import riemvae as rv
 from riemvae.benchmark import PRESETS, run
 from riemvae.benchmark.models import build
 from riemvae.benchmark.settings import PUBLISHED, TITLES
-from riemvae.benchmark.table import cells, conditions, markdown, mean_and_error, rows
+from riemvae.benchmark.table import cells, conditions, markdown, mean_and_error, rows, screen
 from riemvae.benchmark.task import peer_offset, read_images
 from riemvae.cli import main
 
@@ -171,3 +171,17 @@ def test_the_command(mnist, tmp_path, capsys):
     assert (tmp_path / "out" / "models" / "vae_d10_seed0").is_dir()
     assert main([*arguments, "--latent-dims", "3", "--epochs", "2"]) == 2  # other settings in that folder
     assert "same settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_no_number_is_cut_on_any_screen(finished, width):
+    _, report = finished
+    text = io.StringIO()
+    Console(file=text, width=width).print(screen(report["table"], width))
+    shown = text.getvalue()
+    assert "…" not in shown
+    for row in report["table"]:
+        mean, error = row["log_prob_few"]
+        assert f"{mean:.2f} ± {error:.2f}" in shown
+    assert ("peer's formula" in shown) == (width == 200)
+    assert ("table.md" in shown) == (width == 80)
