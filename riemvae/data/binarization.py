@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from riemvae._checks import argument_error, check_count
+from riemvae._seeding import forked
 from riemvae.data.arrays import as_tensor
 
 
@@ -32,10 +33,7 @@ def binarize(x: Any, seed: int | None = None) -> Tensor:
         tensor([[0., 1., 0.]])
     """
     grey = _grey(x)
-    devices = [grey.device] if grey.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with forked(seed):
         return torch.bernoulli(grey)
 
 

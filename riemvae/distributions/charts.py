@@ -52,7 +52,7 @@ def pointwise(support: Any) -> Any:
 
 def is_all_of_space(support: Any) -> bool:
     """Whether a support has no outside."""
-    while hasattr(support, "base_constraint"):
+    while hasattr(support, "base_constraint"):  # of independent coordinates, or of a mixture
         support = support.base_constraint
     return support is constraints.real or support is constraints.real_vector
 

@@ -11,33 +11,17 @@ import torch
 from riemvae._checks import check_count, check_positive
 from riemvae._recipe import recipe
 from riemvae.flows._zuko import LazyTransform, MaskedAutoregressiveTransform, MonotonicRQSTransform
-from riemvae.flows.flow import VectorFlow, near_identity, network_options
+from riemvae.flows.flow import VectorFlow, stacked
 
 
-def _autoregressive(
-    features: int,
-    context: int,
-    transforms: int,
-    hidden: Sequence[int],
-    activation: str,
-    **univariate: Any,
-) -> list[LazyTransform]:
+def _autoregressive(features: int, *sizes: Any, **univariate: Any) -> list[LazyTransform]:
     """Transforms of which every second one runs through the features in descending order."""
-    check_count("features", features)
-    check_count("context", context, minimum=0)
-    ascending = torch.arange(features)
-    return [
-        near_identity(
-            MaskedAutoregressiveTransform(
-                features,
-                context,
-                order=ascending if k % 2 == 0 else ascending.flip(0),
-                **network_options(hidden, activation),
-                **univariate,
-            )
-        )
-        for k in range(check_count("transforms", transforms))
-    ]
+
+    def turn(k: int) -> dict[str, Any]:
+        ascending = torch.arange(features)
+        return {"order": ascending if k % 2 == 0 else ascending.flip(0)}
+
+    return stacked(MaskedAutoregressiveTransform, turn, features, *sizes, **univariate)
 
 
 def spline(bins: int, bound: float) -> dict[str, Any]:

@@ -7,36 +7,19 @@ from typing import Any
 
 import torch
 
-from riemvae._checks import check_count
 from riemvae._recipe import recipe
 from riemvae.flows._zuko import GeneralCouplingTransform, LazyTransform
 from riemvae.flows.autoregressive import spline
-from riemvae.flows.flow import VectorFlow, near_identity, network_options
+from riemvae.flows.flow import VectorFlow, stacked
 
 
-def _coupling(
-    features: int,
-    context: int,
-    transforms: int,
-    hidden: Sequence[int],
-    activation: str,
-    **univariate: Any,
-) -> list[LazyTransform]:
+def _coupling(features: int, *sizes: Any, **univariate: Any) -> list[LazyTransform]:
     """Transforms that change the even and the odd features in turn."""
-    check_count("features", features)
-    check_count("context", context, minimum=0)
-    return [
-        near_identity(
-            GeneralCouplingTransform(
-                features,
-                context,
-                mask=torch.arange(features) % 2 == (k + 1) % 2,
-                **network_options(hidden, activation),
-                **univariate,
-            )
-        )
-        for k in range(check_count("transforms", transforms))
-    ]
+
+    def turn(k: int) -> dict[str, Any]:
+        return {"mask": torch.arange(features) % 2 == (k + 1) % 2}
+
+    return stacked(GeneralCouplingTransform, turn, features, *sizes, **univariate)
 
 
 @recipe

@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 # What is left of a network's last layer when a flow starts near the identity.
-_SHRINKAGE = 1e-2
+SHRINKAGE = 1e-2
 
 
 class StandardBase(LazyDistribution):  # type: ignore[misc]
@@ -84,6 +84,29 @@ class VectorFlow(Flow):  # type: ignore[misc]
         return super().forward(context)
 
 
+def check_sizes(features: int, context: int, transforms: int) -> None:
+    """Refuses sizes of a flow that are no counts."""
+    check_count("features", features)
+    check_count("context", context, minimum=0)
+    check_count("transforms", transforms)
+
+
+def stacked(
+    layer: Callable[..., LazyTransform],
+    turn: Callable[[int], dict[str, Any]],
+    features: int,
+    context: int,
+    transforms: int,
+    hidden: Sequence[int],
+    activation: str,
+    **univariate: Any,
+) -> list[LazyTransform]:
+    """``transforms`` layers of zuko near the identity; ``turn(k)`` is what the ``k``-th does differently."""
+    check_sizes(features, context, transforms)
+    options = {**network_options(hidden, activation), **univariate}
+    return [near_identity(layer(features, context, **turn(k), **options)) for k in range(transforms)]
+
+
 def network_options(hidden: Sequence[int], activation: str) -> dict[str, Any]:
     """The arguments of zuko's networks, checked."""
     widths = [check_count("hidden", width) for width in hidden]
@@ -103,7 +126,7 @@ def near_identity(transform: Any) -> Any:
     # In one dimension without a context there is no network, but free parameters.
     tensors = transform.phi if hyper is None else list(hyper.children())[-1].parameters()
     for tensor in tensors:
-        tensor.mul_(_SHRINKAGE)
+        tensor.mul_(SHRINKAGE)
     return transform
 
 

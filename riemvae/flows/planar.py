@@ -10,14 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from riemvae._checks import check_count
 from riemvae._recipe import recipe
 from riemvae.distributions.planar import Planar, Radial
 from riemvae.flows._zuko import ComposedTransform, LazyTransform
-from riemvae.flows.flow import VectorFlow, network_options
-
-# What is left of the last layer's weights: the context speaks softly at the start.
-_SHRINKAGE = 1e-2
+from riemvae.flows.flow import SHRINKAGE, VectorFlow, check_sizes, network_options
 
 
 class _Stack(LazyTransform):  # type: ignore[misc]
@@ -51,7 +47,7 @@ class _Stack(LazyTransform):  # type: ignore[misc]
             layers += [nn.Linear(before, after), options["activation"]()]
         last = nn.Linear(widths[-1], initial.numel())
         with torch.no_grad():
-            last.weight.mul_(_SHRINKAGE)
+            last.weight.mul_(SHRINKAGE)  # the context speaks softly at the start
             last.bias.copy_(initial.flatten())
         self.hyper = nn.Sequential(*layers, last)
 
@@ -94,9 +90,7 @@ class PlanarFlow(VectorFlow):
         hidden: Sequence[int] = (64, 64),
         activation: str = "silu",
     ) -> None:
-        check_count("features", features)
-        check_count("context", context, minimum=0)
-        check_count("transforms", transforms)
+        check_sizes(features, context, transforms)
         direction = 0.01 * torch.randn(transforms, features)
         weight = torch.randn(transforms, features) / math.sqrt(features)
         initial = torch.cat([direction, weight, torch.zeros(transforms, 1)], -1)
@@ -142,9 +136,7 @@ class RadialFlow(VectorFlow):
         hidden: Sequence[int] = (64, 64),
         activation: str = "silu",
     ) -> None:
-        check_count("features", features)
-        check_count("context", context, minimum=0)
-        check_count("transforms", transforms)
+        check_sizes(features, context, transforms)
         centre = 0.5 * torch.randn(transforms, features)
         strength = 0.01 * torch.randn(transforms, 1)
         initial = torch.cat([centre, torch.zeros(transforms, 1), strength], -1)

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from riemvae._checks import argument_error
+from riemvae.distributions.charts import is_all_of_space, pointwise
 from riemvae.guides.log_joint import (
     BATCH_DIM,
     ModelStructure,
-    component_support,
     examine,
     in_batch,
-    is_real,
     is_subsample,
     per_datum,
     site_log_prob,
@@ -213,9 +212,9 @@ class AmortizedGuide(PyroModule):
     @staticmethod
     def _transform(structure: ModelStructure) -> Any:
         """The bijection from ``ℝᵏ`` to the latent's support, None where that is ``ℝᵈ``."""
-        if is_real(structure.support):
+        if is_all_of_space(structure.support):
             return None
-        transform = biject_to(component_support(structure.support))
+        transform = biject_to(pointwise(structure.support))
         if len(transform.inverse_shape(structure.event_shape)) != 1:
             raise argument_error(
                 "model",
@@ -402,6 +401,11 @@ def _signature(value: Any) -> Any:
     except TypeError:
         return type(value)
     return value
+
+
+def rows_of(value: Any, rows: Tensor, n: int) -> Any:
+    """Rows of an argument that has one a datum, ``n`` in all; any other as it is."""
+    return value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (n,) else value
 
 
 def _ordinary(value: Any) -> Any:

@@ -24,7 +24,7 @@ from riemvae.geometry import (
     generalized_leapfrog,
     leapfrog,
 )
-from riemvae.guides.amortized import EncodedGuide, Given, GuideCall, log_det
+from riemvae.guides.amortized import EncodedGuide, Given, GuideCall, log_det, rows_of
 from riemvae.guides.evaluation import Evaluation, current_evaluation
 from riemvae.guides.log_joint import potential_of
 
@@ -414,7 +414,7 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
             raise argument_error("x", "at least one datum", args[0])
         if max_centroids is not None and max_centroids < n:
             chosen = torch.randperm(n)[: check_count("max_centroids", max_centroids)]
-            args = tuple(_rows(a, chosen, n) for a in args)
+            args = tuple(rows_of(a, chosen, n) for a in args)
             n = len(chosen)
         scale = (batch_size or self._batch_size or n) / n
         build: Any = self._metric
@@ -424,7 +424,7 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
         try:
             with torch.no_grad(), poutine.block():
                 for rows in torch.arange(n).split(chunk_size):
-                    chunk = [_rows(a, rows, n) for a in args]
+                    chunk = [rows_of(a, rows, n) for a in args]
                     posterior = self.encoder_distribution(*chunk)
                     parts.append(build(chunk[0], posterior if self._takes_posterior else posterior.mean))
         finally:
@@ -444,11 +444,6 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
             n, d = centroids.shape
             self._frozen_metric = CentroidMetric(centroids.new_zeros(n, d), centroids.new_zeros(n, d, d))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _rows(value: Any, rows: Tensor, n: int) -> Any:
-    """Rows of an argument that has one a datum."""
-    return value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (n,) else value
 
 
 def _joined(parts: list[Metric], scale: float) -> Metric:

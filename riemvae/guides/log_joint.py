@@ -9,7 +9,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
@@ -186,20 +185,6 @@ def per_datum(log_prob: Tensor, batch_shape: torch.Size) -> Tensor:
         return log_prob
     excess = max(0, log_prob.dim() - len(batch_shape))
     return log_prob.reshape(log_prob.shape[excess:]).expand(batch_shape)
-
-
-def component_support(support: Any) -> Any:
-    """The support of a mixture's components, which is the mixture's; any other support as it is."""
-    while not isinstance(support, constraints.independent) and hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
-
-
-def is_real(support: Any) -> bool:
-    """Whether a support is all of ``ℝᵈ``."""
-    while hasattr(support, "base_constraint"):  # of independent coordinates, or of a mixture
-        support = support.base_constraint
-    return support is constraints.real or support is constraints.real_vector
 
 
 class LogJoint:

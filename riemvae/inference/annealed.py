@@ -18,13 +18,13 @@ from riemvae.inference.annealing import (
     Tuning,
     anneal,
     check_kernel,
-    data_dims,
     fixed_tuning,
     make_transitions,
     pilot_chains,
     summary_of,
     tune,
 )
+from riemvae.inference.batches import data_dims
 from riemvae.inference.estimation import for_each_batch
 from riemvae.inference.likelihood import KHAT_LIMIT, LogLikelihood
 from riemvae.inference.tempering import STARTS, inverse_temperature_schedule, latent_name, tempered_path

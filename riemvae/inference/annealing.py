@@ -427,9 +427,3 @@ def summary_of(log_weights: Tensor) -> dict[str, Tensor]:
     sums = WeightSums(len(log_weights))
     sums.add(log_weights)
     return sums.result()
-
-
-def data_dims(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Numbers in one datum: in a row of the first tensor among the arguments."""
-    first = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-    return math.prod(first.shape[1:])

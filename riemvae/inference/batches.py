@@ -73,6 +73,12 @@ def batch_length(batch: Batch) -> int:
     raise argument_error("data", "batches with at least one tensor of shape (B, ...)", batch)
 
 
+def data_dims(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Numbers in one datum: in a row of the first tensor among the arguments."""
+    first = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+    return math.prod(first.shape[1:])
+
+
 class ArrayBatches:
     """Arrays in memory as batches; a new pass draws a new order from torch's generator.
 

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_choice, check_count
+from riemvae._seeding import forked
 from riemvae.distributions import HamiltonianPosterior, MomentumNormal
 from riemvae.guides import AmortizedGuide, GaussianGuide, HamiltonianGuide
 from riemvae.guides.amortized import GuideCall
@@ -29,7 +30,6 @@ from riemvae.inference.annealing import (
     summary_of,
 )
 from riemvae.inference.batches import Batch, batch_call, batch_length, batch_parts, make_batches, map_batch
-from riemvae.inference.resampling import forked
 from riemvae.inference.tempering import (
     STARTS,
     TemperedPath,

@@ -14,6 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_count
+from riemvae._seeding import forked
 from riemvae.guides.evaluation import evaluating
 from riemvae.inference.batches import (
     batch_call,
@@ -26,7 +27,6 @@ from riemvae.inference.predictive import prior_draws, takes_size
 from riemvae.inference.resampling import (
     Layout,
     PosteriorDraws,
-    forked,
     local_latents,
     log_joint,
     num_proposals_for,

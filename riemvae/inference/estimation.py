@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from riemvae._checks import argument_error, check_count
+from riemvae._seeding import forked
 from riemvae.guides.evaluation import evaluating
 from riemvae.guides.log_joint import prototype
 from riemvae.inference.batches import batch_call, batch_length, batch_parts, make_batches, map_batch
@@ -91,10 +92,7 @@ def for_each_batch(
     run = _Run(model, guide, estimate, seed, tolerance)
     size = None if isinstance(data, DataLoader) else batch_size
     batches = make_batches("data", data, size, shuffle=False, dtype=run.dtype)
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with forked(seed):
         kept = None
         if checkpoint is not None:
             own = {"batch_size": size, "seed": seed, "tolerance": tolerance, "description": description}

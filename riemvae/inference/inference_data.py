@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_choice, check_count
+from riemvae._seeding import forked
 from riemvae.guides.evaluation import evaluating
 from riemvae.inference.batches import batch_call, batch_length, make_batches, map_batch
 from riemvae.inference.pointwise import pointwise_log_likelihood
@@ -16,7 +17,6 @@ from riemvae.inference.predictive import predict, prior_draws
 from riemvae.inference.resampling import (
     PosteriorDraws,
     datum_first,
-    forked,
     global_latents,
     layout_of,
     local_latents,

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_choice, check_count, check_positive
+from riemvae.guides.amortized import rows_of
 from riemvae.inference.accumulation import WeightSums
+from riemvae.inference.batches import data_dims
 from riemvae.inference.estimation import for_each_batch
 from riemvae.inference.tensor_file import read_tensors, write_tensors
 from riemvae.inference.weights import DEFAULT_CHUNK, weight_chunks
@@ -330,13 +332,12 @@ def log_likelihood(
             if len(open_) == 0:
                 break
             sums, index = sums.select(open_), index[open_]
-            args = tuple(_rows(a, open_, left) for a in args)
-            kwargs = {name: _rows(a, open_, left) for name, a in kwargs.items()}
+            args = tuple(rows_of(a, open_, left) for a in args)
+            kwargs = {name: rows_of(a, open_, left) for name, a in kwargs.items()}
             left = len(open_)
         order = torch.cat([rows for rows, _ in done]).argsort()
-        first = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
         joined = {name: torch.cat([part[name] for _, part in done])[order] for name in done[0][1]}
-        return {**joined, "num_dims": torch.full_like(joined["samples"], math.prod(first.shape[1:]))}
+        return {**joined, "num_dims": torch.full_like(joined["samples"], data_dims(args, kwargs))}
 
     numbers = for_each_batch(
         model,
@@ -385,11 +386,6 @@ def _limit(num_samples: int, target_mcse: float | None, max_samples: int | None)
 
 def _interval_error(result: LogLikelihood) -> Tensor:
     return result.mcse if result.tail_mcse is None else result.tail_mcse
-
-
-def _rows(value: Any, rows: Tensor, n: int) -> Any:
-    """Rows of an argument that has one a datum."""
-    return value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (n,) else value
 
 
 def _warn(result: LogLikelihood, target_mcse: float | None, stacklevel: int) -> None:

@@ -13,13 +13,13 @@ from pyro import poutine
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_count
+from riemvae._seeding import forked
 from riemvae.guides.log_joint import in_batch, is_subsample
 from riemvae.inference.batches import batch_call, batch_length, make_batches, map_batch
 from riemvae.inference.resampling import (
     PosteriorDraws,
     Redraw,
     datum_first,
-    forked,
     global_latents,
     layout_of,
     local_latents,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -486,16 +485,6 @@ def global_draws(
         return [first]
     count = min(num_samples, _GLOBAL_DRAWS if num_globals is None else num_globals)
     return [first, again][:count] + [global_draw(model, guide, args, kwargs) for _ in range(count - 2)]
-
-
-@contextmanager
-def forked(seed: int | None) -> Iterator[None]:
-    """Within it the draws are those of ``seed``; the caller's generator is left as it was. None: its own."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
 
 
 def structure_of(

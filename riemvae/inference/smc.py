@@ -16,12 +16,12 @@ from riemvae.inference.annealing import (
     KernelFactory,
     anneal,
     check_kernel,
-    data_dims,
     fixed_tuning,
     make_transitions,
     summary_of,
     tune,
 )
+from riemvae.inference.batches import data_dims
 from riemvae.inference.estimation import for_each_batch
 from riemvae.inference.tempering import STARTS, inverse_temperature_schedule, latent_name, tempered_path
 from riemvae.inference.weights import DEFAULT_CHUNK

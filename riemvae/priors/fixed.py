@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from riemvae._checks import argument_error
 from riemvae._recipe import recipe
+from riemvae.distributions.directions import with_validation
 
 
 def map_tensors(distribution: Distribution, fn: Callable[[Tensor], Tensor]) -> Distribution:
@@ -27,12 +28,8 @@ def map_tensors(distribution: Distribution, fn: Callable[[Tensor], Tensor]) -> D
 
 def without_validation(distribution: Distribution) -> Distribution:
     """A copy of ``distribution`` that evaluates any value, its parts too."""
-    new = copy.copy(distribution)
-    for name, value in vars(distribution).items():
-        if isinstance(value, Distribution):
-            new.__dict__[name] = without_validation(value)
-    new._validate_args = False  # last: Pyro's Independent hands it on to its part
-    return new
+    copied: Distribution = with_validation(distribution, False)
+    return copied
 
 
 def tensors_of(distribution: Distribution) -> list[Tensor]:

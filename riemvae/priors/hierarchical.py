@@ -20,6 +20,7 @@ from torch.distributions import Distribution, biject_to, constraints
 
 from riemvae._checks import argument_error, check_count, check_positive
 from riemvae._recipe import recipe
+from riemvae.distributions.charts import is_all_of_space
 from riemvae.priors.fixed import FixedPrior
 
 _POSITIVE = (constraints.positive, constraints.nonnegative)
@@ -219,7 +220,7 @@ class GlobalGuide(PyroModule):
             self._supports.items(), self.locs, self.log_scales, strict=True
         ):
             law: Any = dist.Normal(loc, log_scale.exp())
-            if not _is_real(support):
+            if not is_all_of_space(support):
                 law = dist.TransformedDistribution(law, [biject_to(support)])
             found[name] = law.to_event(len(law.batch_shape))
         return found
@@ -227,12 +228,6 @@ class GlobalGuide(PyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws all sites; the arguments are ignored."""
         return {name: pyro.sample(name, law) for name, law in self.distributions().items()}
-
-
-def _is_real(support: Any) -> bool:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return isinstance(support, type(constraints.real))
 
 
 def _global_sites(prior: Callable[[], Any]) -> Iterator[tuple[str, Any]]:
