@@ -113,7 +113,7 @@ class VAE(PyroModule):
 
     def decode(self, z: Tensor) -> Any:
         """The likelihood's parameters at ``z (..., d)``; the decoder sees ``(n, d)``."""
-        return _decode(self.decoder, z)
+        return decode_rows(self.decoder, z)
 
     def decoder_mean(self, z: Tensor) -> Tensor:
         """``E[x | z]`` at ``z (..., d)``."""
@@ -160,19 +160,21 @@ class VAE(PyroModule):
         return _Potential(self, prior, x)
 
 
-def _decode(decoder: Callable[[Tensor], Any], z: Tensor) -> Any:
+def decode_rows(decoder: Callable[[Tensor], Any], z: Tensor) -> Any:
+    """What the decoder says at ``z (..., d)``; it sees ``(n, d)``."""
     if z.dim() == 2:
         return decoder(z)
     lead = z.shape[:-1]
-    return _map(lambda t: t.reshape(*lead, *t.shape[1:]), decoder(z.reshape(-1, z.shape[-1])))
+    return map_parameters(lambda t: t.reshape(*lead, *t.shape[1:]), decoder(z.reshape(-1, z.shape[-1])))
 
 
-def _map(fn: Callable[[Tensor], Tensor], parameters: Any) -> Any:
+def map_parameters(fn: Callable[[Tensor], Tensor], parameters: Any) -> Any:
+    """The likelihood's parameters, one tensor or several, after ``fn``."""
     if isinstance(parameters, Tensor):
         return fn(parameters)
     if isinstance(parameters, dict):
-        return {name: _map(fn, value) for name, value in parameters.items()}
-    return tuple(_map(fn, value) for value in parameters)
+        return {name: map_parameters(fn, value) for name, value in parameters.items()}
+    return tuple(map_parameters(fn, value) for value in parameters)
 
 
 class _Decoded:
@@ -218,7 +220,7 @@ class _Potential:
         return -self.likelihood.log_prob(parameters, self.x, z.dim() - 1) - self.prior.log_prob(z)
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self._value(_decode(self.decoder, z), z)
+        return self._value(decode_rows(self.decoder, z), z)
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self._evaluate(z, with_value=True)
@@ -230,7 +232,7 @@ class _Potential:
         create_graph = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             alias = z.clone() if create_graph and z.requires_grad else z.detach().clone().requires_grad_()
-            parameters = _decode(self.decoder, alias)
+            parameters = decode_rows(self.decoder, alias)
             with torch.set_grad_enabled(create_graph):
                 score = self.likelihood.score(parameters, self.x)
             if score is None:
@@ -252,7 +254,7 @@ class _Potential:
         if not with_value:
             return gradient, gradient
         if not create_graph:
-            parameters = _map(Tensor.detach, parameters)
+            parameters = map_parameters(Tensor.detach, parameters)
         if isinstance(self.decoder, nn.Module):
             _Decoded(self.vae, self.decoder, z, parameters).keep(z)
         with torch.set_grad_enabled(create_graph):

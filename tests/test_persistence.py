@@ -858,6 +858,45 @@ def instances():
         IWAE(3, "doubly"), MIWAE(2, 3, "sticking"), PIWAE(2, 3), CIWAE(3, schedules.Linear(1.0, 0.0, 4)),
         ELBO(beta=schedules.Sigmoid(0.0, 2.0, 5), capacity=schedules.Cyclical(0.0, 9.0, 4, 2)),
         ELBO(free_bits=0.1, vectorize_particles=True), schedules.Constant(2.0),
+        *sequence_bricks(),
+    ]  # fmt: skip
+
+
+def sequence_bricks():
+    from riemvae import flows, networks, priors
+    from riemvae import longitudinal as lo
+    from riemvae.guides import GaussianGuide
+    from riemvae.inference import ELBO
+
+    def visit():
+        return MLPEncoder(P, D, (5,))
+
+    def flat():
+        return nn.Flatten()
+
+    process = priors.GaussianProcessPrior(3, D, "matern", learn=True)
+    chain = lo.FlowChain([flows.IAF(D, hidden=(5,)), flows.RealNVP(D, transforms=2, hidden=(5,))], D)
+    model = lo.LongitudinalVAE(MLPDecoder(D, P), chain)
+    lines = lo.TrajectoryEncoder(flat(), 3, "all", hidden_size=4, num_layers=1, num_features=D)
+    return [
+        networks.ResidualEncoder((1, 16, 16), D, num_blocks=1),
+        networks.ResidualDecoder(D, (1, 32, 32), num_blocks=1, output="sigmoid"),
+        networks.BatchNormEncoder((1, 16, 16), D, (3, 4)), networks.BatchNormDecoder(D, (1, 16, 16)),
+        networks.ProductOfExperts(visit(), D), networks.SetEncoder(visit(), D, pooling="attention"),
+        networks.RecurrentEncoder(flat(), D, 4, 1, cell="gru", backward=True, num_features=P),
+        process, priors.GaussianProcessPrior(None, D, "rbf", 0.7), process(),
+        lo.TimeFeatures(1, 6.0).fit(torch.rand(3, 4)),
+        lo.TimeFlow(flows.RealNVP(D, 4, hidden=(5,)), D, 1, lo.TimeFeatures(1), reference_time=0.5),
+        lo.time_flow(D, "nsf", bins=4), lo.VectorField(D, 1, (5,), "tanh", autonomous=True),
+        lo.OdeFlow(lo.VectorField(D, hidden=()), D, 1.0, 5),
+        chain, model, lo.AnchoredGuide(model, visit(), flows.IAF(D, hidden=(5,)), anchors="mixture"),
+        lo.VisitLatents(3, D), lo.RepeatedPrior(priors.StandardNormal(D), 3), lo.VisitEncoder(visit()),
+        lo.TopographicLatents(3, D, 1, neighbours=0), lo.TopographicEncoder(visit(), visit()),
+        lo.GaussianProcessEncoder(visit(), process),
+        lo.LinearTrajectory(3).fit_times(torch.rand(3, 4)), lines, lo.OnFeatures(visit(), lines),
+        lo.FeatureDecoder(MLPDecoder(3, D), MLPDecoder(D, P), frozen=False),
+        lo.LengthAveraged(), lo.VisitDropout(ELBO(beta=0.5), 0.3),
+        GaussianGuide(model, networks.SetEncoder(visit(), D), latent="z_0"),
     ]  # fmt: skip
 
 
@@ -882,7 +921,10 @@ def test_every_registered_class_is_rebuilt(tmp_path):
 
 def test_no_registered_class_of_the_core_is_left_out():
     covered = {type(obj).__name__ for obj in instances()}
-    rooms = ("geometry", "distributions", "networks", "priors", "likelihoods", "guides", "sampling", "data")
+    rooms = (
+        "geometry", "distributions", "networks", "priors", "likelihoods", "guides", "sampling", "data",
+        "longitudinal",
+    )  # fmt: skip
     core = {
         n for n, cls in RECIPES.items() if cls.__module__.startswith(tuple(f"riemvae.{r}." for r in rooms))
     }

@@ -5,6 +5,7 @@ from riemvae.distributions.ball import Ball, ToBall
 from riemvae.distributions.check import DistributionCheck, check_distribution
 from riemvae.distributions.diagonal_mixture import DiagonalMixture
 from riemvae.distributions.flow import FlowDistribution
+from riemvae.distributions.gaussian_process import GaussianProcess
 from riemvae.distributions.hamiltonian import HamiltonianPosterior, PhaseSpace
 from riemvae.distributions.horseshoe import Horseshoe
 from riemvae.distributions.implicit_mixture import ImplicitMixture
@@ -21,6 +22,7 @@ __all__ = [
     "DiagonalMixture",
     "DistributionCheck",
     "FlowDistribution",
+    "GaussianProcess",
     "HamiltonianPosterior",
     "Horseshoe",
     "HypersphericalUniform",

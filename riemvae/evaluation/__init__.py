@@ -25,6 +25,13 @@ from riemvae.evaluation.pictures.likelihood import (
     draw_khat,
     draw_predictive_check,
 )
+from riemvae.evaluation.pictures.longitudinal import (
+    draw_imputation_error,
+    draw_latent_trajectories,
+    draw_score_intervals,
+)
+from riemvae.evaluation.pictures.sequences import draw_generated_neighbours, draw_imputation, draw_sequences
+from riemvae.evaluation.sequence_neighbours import nearest_sequences
 
 __all__ = [
     "ClusterMatch",
@@ -36,21 +43,28 @@ __all__ = [
     "draw_clusters",
     "draw_comparison",
     "draw_distance_map",
+    "draw_generated_neighbours",
     "draw_geodesic_balls",
     "draw_geodesics",
+    "draw_imputation",
+    "draw_imputation_error",
     "draw_khat",
     "draw_latent_space",
+    "draw_latent_trajectories",
     "draw_overfitting",
     "draw_overfitting_distances",
     "draw_predictive_check",
     "draw_ranks",
     "draw_rows",
     "draw_samples",
+    "draw_score_intervals",
+    "draw_sequences",
     "draw_strip",
     "draw_traces",
     "draw_trajectories",
     "match_clusters",
     "nearest",
+    "nearest_sequences",
     "overfitting_check",
     "precision_recall",
 ]

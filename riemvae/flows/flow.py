@@ -130,6 +130,21 @@ def near_identity(transform: Any) -> Any:
     return transform
 
 
+def summed_log_det(terms: Tensor, z: Tensor) -> Tensor:
+    """A log-determinant, or one of each coordinate, as one per datum of ``z (..., d)``."""
+    return terms.reshape(*z.shape[:-1], -1).sum(-1)
+
+
+def moved(transform: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+    """``f(z)`` and ``log|det ∂f/∂z|`` per datum, in one pass where the transform has both."""
+    both = getattr(transform, "call_and_ladj", None)
+    if both is None:
+        target = transform(z)
+        return target, summed_log_det(transform.log_abs_det_jacobian(z, target), z)
+    target, terms = both(z)
+    return target, summed_log_det(terms, z)
+
+
 def sampling_transform(flow: Any, context: Tensor | None = None) -> Transform:
     """The direction of a flow in which it samples, as a transform of torch.
 

@@ -20,6 +20,7 @@ from torch.distributions import biject_to
 
 from riemvae._checks import argument_error
 from riemvae.distributions.charts import is_all_of_space, pointwise
+from riemvae.flows.flow import summed_log_det
 from riemvae.guides.log_joint import (
     BATCH_DIM,
     ModelStructure,
@@ -190,10 +191,17 @@ class AmortizedGuide(PyroModule):
     def _inputs(self, call: GuideCall) -> list[Any]:
         """The model's arguments in its own order, rows subsampled: what encoders choose from."""
         try:
-            bound = inspect.signature(_callable(self.model)).bind(*call.args, **call.kwargs).arguments
+            signature = inspect.signature(_callable(self.model))
+            bound = signature.bind(*call.args, **call.kwargs)
+            given = set(bound.arguments)
+            bound.apply_defaults()  # an argument left out keeps its place
             ordered: list[Any] = []
-            for value in bound.values():
-                ordered.extend(value) if isinstance(value, tuple) else ordered.append(value)
+            for name, value in bound.arguments.items():
+                kind = signature.parameters[name].kind
+                if kind is inspect.Parameter.VAR_POSITIONAL:
+                    ordered.extend(value)
+                elif name in given or kind is not inspect.Parameter.KEYWORD_ONLY:
+                    ordered.append(value)
         except (TypeError, ValueError):
             ordered = [*call.args, *call.kwargs.values()]
         return [call.subsample(value) for value in ordered]
@@ -201,7 +209,7 @@ class AmortizedGuide(PyroModule):
     @staticmethod
     def _encode(encoder: Callable[..., Any], inputs: list[Any]) -> Any:
         """Calls ``encoder`` with as many of the model's arguments as it requires (at least one)."""
-        return encoder(*inputs[: _required_arguments(encoder)])
+        return encoder(*inputs[: required_arguments(encoder)])
 
     def current_posterior(self, call: GuideCall) -> Any:
         """The encoder's distribution for this call; None for a guide without one."""
@@ -372,11 +380,6 @@ def log_det(transform: Any, u: Tensor, z: Tensor) -> Tensor:
     return summed_log_det(transform.log_abs_det_jacobian(u, z), u)
 
 
-def summed_log_det(terms: Tensor, u: Tensor) -> Tensor:
-    """A log-determinant, or one of each coordinate, as one per datum of ``u (..., d)``."""
-    return terms.reshape(*u.shape[:-1], -1).sum(-1)
-
-
 def as_posterior(result: Any) -> TorchDistribution:
     """An encoder's result as a distribution with event ``(d,)``."""
     if isinstance(result, torch.distributions.Distribution):
@@ -416,7 +419,8 @@ def _callable(fn: Callable[..., Any]) -> Callable[..., Any]:
     return fn.forward if isinstance(fn, nn.Module) else fn
 
 
-def _required_arguments(encoder: Callable[..., Any]) -> int:
+def required_arguments(encoder: Callable[..., Any]) -> int:
+    """How many of the model's arguments an encoder asks for, at least one."""
     try:
         parameters = inspect.signature(_callable(encoder)).parameters.values()
     except (TypeError, ValueError):

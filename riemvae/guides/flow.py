@@ -11,7 +11,8 @@ from torch.distributions import Transform
 from riemvae._checks import argument_error
 from riemvae._recipe import recipe
 from riemvae.flows import sampling_transform
-from riemvae.guides.amortized import EncodedGuide, Given, GuideCall, log_det, summed_log_det
+from riemvae.flows.flow import moved
+from riemvae.guides.amortized import EncodedGuide, Given, GuideCall, log_det
 
 
 @recipe
@@ -73,16 +74,7 @@ class FlowGuide(EncodedGuide):
         super().__init__(model, encoder, latent=latent, given=given)
         if context is not None and not callable(context):
             raise argument_error("context", "a module or function x -> (B, c)", context)
-        if isinstance(flow, (list, tuple)) and all(isinstance(part, nn.Module) for part in flow):
-            flow = nn.ModuleList(flow)
-        if not _parts(flow):
-            raise argument_error("flow", "at least one flow", "an empty sequence")
-        for part in _parts(flow):
-            if not callable(part):
-                raise argument_error(
-                    "flow", "a zuko Flow or lazy transform, or a transform of torch or Pyro", part
-                )
-        self.flow = flow
+        self.flow = flow = checked_flows(flow)
         self.context = context
         if isinstance(flow, (list, tuple)):  # some of them: these train too
             self._modules_of_flow = nn.ModuleList([p for p in flow if isinstance(p, nn.Module)])
@@ -111,13 +103,13 @@ class FlowGuide(EncodedGuide):
         flow = self.flow
         if isinstance(flow, (list, tuple)):
             _ = self._modules_of_flow
-        for part in _parts(flow):
+        for part in flows_of(flow):
             features = getattr(part, "features", None)
             if isinstance(features, int) and features != u.shape[-1]:
                 raise argument_error(
                     "flow", f"a flow of {u.shape[-1]} features, as the latent {self.latent!r} has", features
                 )
-            u, terms = _moved(sampling_transform(part, context), u)
+            u, terms = moved(sampling_transform(part, context), u)
             factor = factor - terms
         z = u
         if transform is not None:
@@ -126,18 +118,26 @@ class FlowGuide(EncodedGuide):
         return self._end(call, z, factor, "flow")
 
 
-def _parts(flow: Any) -> Sequence[Any]:
+def checked_flows(flow: Any) -> Any:
+    """One flow or several, a list of modules as one module.
+
+    Raises:
+        ValueError: No flow, or something that cannot be one.
+    """
+    if isinstance(flow, (list, tuple)) and all(isinstance(part, nn.Module) for part in flow):
+        flow = nn.ModuleList(flow)
+    if not flows_of(flow):
+        raise argument_error("flow", "at least one flow", "an empty sequence")
+    for part in flows_of(flow):
+        if not callable(part):
+            raise argument_error(
+                "flow", "a zuko Flow or lazy transform, or a transform of torch or Pyro", part
+            )
+    return flow
+
+
+def flows_of(flow: Any) -> Sequence[Any]:
+    """The flows of one or several, in the order in which they act."""
     # Pyro's ComposeTransformModule is a list of modules too, but not of all that it composes.
     many = isinstance(flow, (list, tuple, nn.ModuleList)) and not isinstance(flow, Transform)
     return flow if many else [flow]
-
-
-def _moved(transform: Any, u: Tensor) -> tuple[Tensor, Tensor]:
-    """``T(u)`` and ``log|det ∂T/∂u|`` per datum."""
-    both = getattr(transform, "call_and_ladj", None)
-    if both is None:
-        moved = transform(u)
-        terms = transform.log_abs_det_jacobian(u, moved)
-    else:
-        moved, terms = both(u)
-    return moved, summed_log_det(terms, u)

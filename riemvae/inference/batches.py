@@ -192,6 +192,7 @@ def make_batches(
     shuffle: bool = True,
     num_workers: int = 0,
     dtype: torch.dtype | None = None,
+    missing: bool = False,
 ) -> ArrayBatches | LoaderBatches:
     """Tensors, arrays, data sets and loaders as batches.
 
@@ -203,6 +204,7 @@ def make_batches(
         shuffle: whether each pass has a new order.
         num_workers: processes that read a ``Dataset``.
         dtype: floating arrays that are not tensors get this type (default: torch's); tensors keep theirs.
+        missing: whether arrays may hold NaN, for models that are told what is missing.
 
     Returns:
         An iterable of batches.
@@ -231,11 +233,11 @@ def make_batches(
     if isinstance(data, Dataset):
         return LoaderBatches(_dataset_loader(name, data, batch_size, shuffle, num_workers))
     if isinstance(data, Mapping):
-        arrays: Batch = {k: _as_tensor(f"{name}[{k!r}]", v, dtype) for k, v in data.items()}
+        arrays: Batch = {k: _as_tensor(f"{name}[{k!r}]", v, dtype, missing) for k, v in data.items()}
     elif isinstance(data, (tuple, list)):
-        arrays = tuple(_as_tensor(f"{name}[{i}]", v, dtype) for i, v in enumerate(data))
+        arrays = tuple(_as_tensor(f"{name}[{i}]", v, dtype, missing) for i, v in enumerate(data))
     else:
-        arrays = _as_tensor(name, data, dtype)
+        arrays = _as_tensor(name, data, dtype, missing)
     lengths = [len(part) for part in batch_parts(arrays)]
     if not lengths or 0 in lengths:
         raise argument_error(name, "at least one datum", "an empty set")
@@ -246,7 +248,12 @@ def make_batches(
     return ArrayBatches(arrays, batch_size, shuffle)
 
 
-def _as_tensor(name: str, value: Any, dtype: torch.dtype | None) -> Tensor:
+def takes_missing(model: Any) -> bool:
+    """Whether a model is told what is missing, so that its data may hold NaN there: ``takes_missing``."""
+    return bool(getattr(model, "takes_missing", False))
+
+
+def _as_tensor(name: str, value: Any, dtype: torch.dtype | None, missing: bool) -> Tensor:
     expected = "a tensor or numeric array of shape (N, ...)"
     if isinstance(value, Tensor):
         tensor = value
@@ -264,7 +271,8 @@ def _as_tensor(name: str, value: Any, dtype: torch.dtype | None) -> Tensor:
         raise argument_error(name, expected, value, "pass a tensor, an array, or a tuple or mapping of these")
     if tensor.dim() == 0:
         raise argument_error(name, expected, value)
-    check_finite(name, tensor)
+    if not missing:
+        check_finite(name, tensor)
     return tensor.detach()
 
 

@@ -19,7 +19,14 @@ from riemvae._checks import argument_error, check_count
 from riemvae._seeding import forked
 from riemvae.guides.evaluation import evaluating
 from riemvae.guides.log_joint import prototype
-from riemvae.inference.batches import batch_call, batch_length, batch_parts, make_batches, map_batch
+from riemvae.inference.batches import (
+    batch_call,
+    batch_length,
+    batch_parts,
+    make_batches,
+    map_batch,
+    takes_missing,
+)
 from riemvae.inference.tensor_file import read_tensors, write_tensors
 from riemvae.inference.weights import global_draw, placement
 
@@ -91,7 +98,7 @@ def for_each_batch(
     check_count("batch_size", batch_size)
     run = _Run(model, guide, estimate, seed, tolerance)
     size = None if isinstance(data, DataLoader) else batch_size
-    batches = make_batches("data", data, size, shuffle=False, dtype=run.dtype)
+    batches = make_batches("data", data, size, shuffle=False, dtype=run.dtype, missing=takes_missing(model))
     with forked(seed):
         kept = None
         if checkpoint is not None:

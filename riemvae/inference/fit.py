@@ -20,7 +20,7 @@ from pyro.params.param_store import module_from_param_with_module_name
 from torch import nn
 
 from riemvae._checks import argument_error, check_count, check_positive, describe
-from riemvae.inference.batches import make_batches
+from riemvae.inference.batches import make_batches, takes_missing
 from riemvae.inference.bounds import ELBO
 from riemvae.inference.history import History
 
@@ -233,12 +233,13 @@ def fit(
     if gradient_clip is not None:
         check_positive("gradient_clip", gradient_clip)
     dtype = _floating_type(model, guide)
-    batches = make_batches("data", data, batch_size, num_workers=num_workers, dtype=dtype)
+    missing = takes_missing(model)
+    batches = make_batches("data", data, batch_size, num_workers=num_workers, dtype=dtype, missing=missing)
     val_batches = None
     if val_data is not None:
         size = None if isinstance(val_data, torch.utils.data.DataLoader) else batch_size
         val_batches = make_batches(
-            "val_data", val_data, size, shuffle=False, num_workers=num_workers, dtype=dtype
+            "val_data", val_data, size, shuffle=False, num_workers=num_workers, dtype=dtype, missing=missing
         )
 
     from riemvae.inference import training as engine

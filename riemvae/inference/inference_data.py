@@ -11,7 +11,7 @@ from torch import Tensor
 from riemvae._checks import argument_error, check_choice, check_count
 from riemvae._seeding import forked
 from riemvae.guides.evaluation import evaluating
-from riemvae.inference.batches import batch_call, batch_length, make_batches, map_batch
+from riemvae.inference.batches import batch_call, batch_length, make_batches, map_batch, takes_missing
 from riemvae.inference.pointwise import pointwise_log_likelihood
 from riemvae.inference.predictive import predict, prior_draws
 from riemvae.inference.resampling import (
@@ -127,7 +127,7 @@ def to_arviz(
     if guide is None and mcmc is None:
         raise argument_error("guide", "a guide, or chains as mcmc=", None)
     device, dtype = placement(*(f for f in (model, guide) if f is not None))
-    batch = make_batches("data", data, shuffle=False, dtype=dtype).first()
+    batch = make_batches("data", data, shuffle=False, dtype=dtype, missing=takes_missing(model)).first()
     if device is not None:
         batch = map_batch(lambda a: a.to(device) if isinstance(a, Tensor) else a, batch)
     pairs = DEFAULT_CHUNK if chunk_size is None else check_count("chunk_size", chunk_size)

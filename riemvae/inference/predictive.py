@@ -15,7 +15,7 @@ from torch import Tensor
 from riemvae._checks import argument_error, check_count
 from riemvae._seeding import forked
 from riemvae.guides.log_joint import in_batch, is_subsample
-from riemvae.inference.batches import batch_call, batch_length, make_batches, map_batch
+from riemvae.inference.batches import batch_call, batch_length, make_batches, map_batch, takes_missing
 from riemvae.inference.resampling import (
     PosteriorDraws,
     Redraw,
@@ -239,7 +239,7 @@ def prior_predictive(
         raise argument_error("size", "None, since the data tell it", size)
     else:
         device, dtype = placement(model)
-        batch = make_batches("data", data, shuffle=False, dtype=dtype).first()
+        batch = make_batches("data", data, shuffle=False, dtype=dtype, missing=takes_missing(model)).first()
         if device is not None:
             batch = map_batch(lambda a: a.to(device) if isinstance(a, Tensor) else a, batch)
         args, kwargs = batch_call(batch)

@@ -25,7 +25,7 @@ from riemvae.guides.log_joint import (
     plate_nesting,
     prototype,
 )
-from riemvae.inference.batches import batch_call, batch_length, make_batches
+from riemvae.inference.batches import batch_call, batch_length, make_batches, takes_missing
 from riemvae.likelihoods import is_density
 
 # Data times samples that go through the decoder at once, where nothing else is asked for.
@@ -243,7 +243,7 @@ def log_weights(
     """
     check_count("num_samples", num_samples)
     _, dtype = placement(model, guide)
-    batch = make_batches("data", data, shuffle=False, dtype=dtype).first()
+    batch = make_batches("data", data, shuffle=False, dtype=dtype, missing=takes_missing(model)).first()
     args, kwargs = batch_call(batch)
     pairs = DEFAULT_CHUNK if chunk_size is None else check_count("chunk_size", chunk_size)
     with torch.no_grad(), evaluating(tolerance):

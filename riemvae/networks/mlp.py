@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from riemvae._checks import argument_error, check_count, check_last_dim
+from riemvae._checks import argument_error, check_choice, check_count, check_last_dim
 from riemvae._recipe import recipe
 from riemvae.networks.layers import (
     LOG_DIAGONAL_START,
@@ -102,10 +102,11 @@ class MLPEncoder(_FullyConnected):
 
 @recipe
 class MLPDecoder(nn.Module):
-    """Fully connected decoder ``z ->`` the likelihood's parameters, without an output nonlinearity.
+    """Fully connected decoder ``z ->`` the likelihood's parameters.
 
-    (The thesis prints a sigmoid as the last layer; here the likelihood applies it, because logits keep
-    precision.)
+    Without an output nonlinearity unless asked: the thesis prints a sigmoid as the last layer, which a
+    Bernoulli likelihood applies itself, because logits keep precision. For a Gaussian of pixels in [0, 1],
+    ``output="sigmoid"`` is table 6.4.
 
     Args:
         latent_dim: ``d``.
@@ -113,10 +114,11 @@ class MLPDecoder(nn.Module):
         hidden: Widths of the hidden layers from the latent side: ``(400,)`` in table 1.10, ``(400, 500,
             500)`` in table 1.13.
         activation: ``"relu"``, ``"elu"``, ``"silu"``, ``"softplus"``, ``"tanh"`` or ``"gated"``.
+        output: ``"linear"`` or ``"sigmoid"``, of the last layer.
 
     Raises:
-        ValueError: A size is not a positive integer, an unknown activation; and in a call, latents of
-            another length.
+        ValueError: A size is not a positive integer, an unknown activation or output; and in a call, latents
+            of another length.
 
     Example:
         >>> import torch
@@ -130,19 +132,22 @@ class MLPDecoder(nn.Module):
         output_shape: int | Sequence[int],
         hidden: int | Sequence[int] = (400,),
         activation: str = "relu",
+        output: str = "linear",
     ) -> None:
         super().__init__()
         self.latent_dim = check_count("latent_dim", latent_dim)
         self.output_shape = as_shape("output_shape", output_shape)
         self.hidden = as_widths("hidden", hidden)
         self.activation = activation
+        self.output = check_choice("output", output, ["linear", "sigmoid"])
         widths = (self.latent_dim, *self.hidden)
         self.layers = dense(widths, activation).append(nn.Linear(widths[-1], flat_size(self.output_shape)))
 
     def forward(self, z: Tensor) -> Tensor:
         """``(..., d) -> (..., *output_shape)``."""
         check_last_dim("z", z, self.latent_dim)
-        return self.layers(z).unflatten(-1, self.output_shape)
+        values = self.layers(z).unflatten(-1, self.output_shape)
+        return values.sigmoid() if self.output == "sigmoid" else values  # type: ignore[no-any-return]
 
 
 @recipe

@@ -5,6 +5,7 @@ from riemvae.priors.constrained import DirichletPrior, GammaPrior, LogNormalPrio
 from riemvae.priors.fixed import FixedPrior
 from riemvae.priors.flow import FlowPrior
 from riemvae.priors.full_covariance import FullCovarianceNormal
+from riemvae.priors.gaussian_process import GaussianProcessPrior
 from riemvae.priors.hierarchical import GlobalGuide, HierarchicalNormal
 from riemvae.priors.mixture import MixturePrior
 from riemvae.priors.riemannian import InverseVolumePrior, RiemannianUniformPrior, WrappedNormalPrior
@@ -21,6 +22,7 @@ __all__ = [
     "FlowPrior",
     "FullCovarianceNormal",
     "GammaPrior",
+    "GaussianProcessPrior",
     "GlobalGuide",
     "HierarchicalNormal",
     "HorseshoePrior",

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
-from riemvae import persistence
 from riemvae._checks import argument_error, check_choice, check_count
 from riemvae._recipe import recipe
 from riemvae.autoencoder import VAE
-from riemvae.data import Preprocessing, as_tensor, infer_preprocessing
+from riemvae.data import Preprocessing, as_tensor
 from riemvae.evaluation import OverfittingCheck, overfitting_check
 from riemvae.geometry import CentroidMetric, Metric, PosteriorMetric, VolumeWeightedMetric, geodesic
 from riemvae.guides import AmortizedGuide, RiemannianHamiltonianGuide
 from riemvae.inference import LogLikelihood, fit, log_likelihood
-from riemvae.inference.fit import Fit
 from riemvae.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
 from riemvae.sampling import (
     ManifoldSampler,
@@ -30,6 +27,7 @@ from riemvae.sampling import (
     decode,
 )
 from riemvae.zoo.codes import PosteriorCodes, gaussian_parameters
+from riemvae.zoo.trained import Trained
 
 # Posteriors of the training data that are kept for the geometry of the latent space.
 MAXIMUM_CODES = 5_000
@@ -64,7 +62,7 @@ def choose_likelihood(x: Tensor) -> Likelihood:
 
 
 @recipe
-class Autoencoder(nn.Module):
+class Autoencoder(Trained):
     """A trained or trainable pair of a model and its guide, with the preprocessing of its data.
 
     Data are arrays or tensors ``(N, *input_shape)``, or any shape with as many numbers a datum. Images of
@@ -105,21 +103,11 @@ class Autoencoder(nn.Module):
         default_sampler: str = "prior",
         codes: PosteriorCodes | None = None,
     ) -> None:
-        super().__init__()
-        self.model, self.guide = model, guide
-        self.input_shape = tuple(input_shape)
-        self.objective = objective
-        self.preprocessing = preprocessing
+        super().__init__(model, guide, input_shape, objective, preprocessing)
         self.infer_likelihood = infer_likelihood
         self.default_sampler = default_sampler
         self.codes = codes
-        self.fit_: Fit | None = None
         self.sampling_report_: Any = None
-
-    @property
-    def latent_dim(self) -> int:
-        """``d``."""
-        return self.model.latent_dim
 
     @property
     def metric(self) -> Metric:
@@ -174,20 +162,6 @@ class Autoencoder(nn.Module):
         )
         return self
 
-    @property
-    def history_(self) -> Any:
-        """One row an epoch of the last training."""
-        if self.fit_ is None:
-            raise RuntimeError(
-                "there is no history: call fit(x) first (a loaded model does not bring its history)"
-            )
-        return self.fit_.history
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
     # -- data ----------------------------------------------------------------------------------------------
 
     def _shaped(self, x: Any, name: str = "x") -> Tensor:
@@ -203,14 +177,7 @@ class Autoencoder(nn.Module):
         return tensor.reshape(len(tensor), *self.input_shape)
 
     def _prepared(self, x: Any, name: str = "x") -> Tensor:
-        tensor = self._shaped(x, name)
-        if self.preprocessing is None:
-            self.preprocessing = infer_preprocessing(tensor)
-        dtype = next(self.parameters()).dtype
-        return self.preprocessing(tensor).to(device=self.device, dtype=dtype)  # type: ignore[no-any-return]
-
-    def _undone(self, x: Tensor) -> Tensor:
-        return x if self.preprocessing is None else self.preprocessing.undo(x)
+        return self._processed(self._shaped(x, name))
 
     # -- training ------------------------------------------------------------------------------------------
 
@@ -270,12 +237,8 @@ class Autoencoder(nn.Module):
         def observe(part: Tensor) -> Tensor:
             return model.likelihood(model.decode(part), 1).sample() if noise else model.decoder_mean(part)
 
-        was_training = self.training
-        self.eval()
-        try:
+        with self._evaluating():
             x = decode(observe, z.to(self.device), batch_size)
-        finally:
-            self.train(was_training)
         return self._undone(x).reshape(len(z), *self.input_shape)
 
     def reconstruct(self, x: Any) -> Tensor:
@@ -425,14 +388,6 @@ class Autoencoder(nn.Module):
         **options: Any,
     ) -> LogLikelihood:
         """``log p̂(x)`` a datum, on the preprocessed scale; see :func:`riemvae.log_likelihood` for options."""
-        was_training = self.training
-        self.eval()
-        try:
+        with self._evaluating():
             data = self._prepared(x)
             return log_likelihood(self.model, self.guide, data, num_samples, chunk_size, seed, **options)
-        finally:
-            self.train(was_training)
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the whole autoencoder; ``riemvae.load(folder)`` brings it back. No code is stored."""
-        persistence.save_recipe(folder, self, kind="autoencoder")

@@ -18,6 +18,7 @@ from riemvae.guides import AmortizedGuide, GaussianGuide, HamiltonianGuide, Riem
 from riemvae.likelihoods import Likelihood
 from riemvae.zoo.autoencoder import Autoencoder
 from riemvae.zoo.bricks import Bricks, lay
+from riemvae.zoo.sequence_build import RECIPES, build_sequences
 
 
 def vae(bricks: Bricks) -> AmortizedGuide:
@@ -105,11 +106,11 @@ GUIDES: dict[str, Callable[..., AmortizedGuide]] = {"vae": vae, "hvae": hvae, "r
 def build(
     name: str,
     input_shape: int | Sequence[int],
-    latent_dim: int,
+    latent_dim: int | None = None,
     *,
     likelihood: str | Likelihood | None = None,
-    prior: Prior = None,
-    architecture: str = "mlp",
+    prior: Prior | str = None,
+    architecture: str | None = None,
     hidden: Sequence[int] | None = None,
     channels: Sequence[int] | None = None,
     encoder: nn.Module | None = None,
@@ -118,16 +119,18 @@ def build(
     preprocessing: Preprocessing | None = None,
     seed: int | None = None,
     **options: Any,
-) -> Autoencoder:
+) -> Any:
     """A published model by name, ready to fit.
 
     Args:
-        name: ``"vae"``, ``"hvae"`` or ``"rhvae"``.
-        input_shape: The shape of one datum, such as ``(1, 28, 28)``.
-        latent_dim: ``d``.
-        likelihood: A brick or its name; None: chosen from the data by the first ``fit``.
+        name: ``"vae"``, ``"hvae"`` or ``"rhvae"``; of sequences, those of :data:`riemvae.zoo.RECIPES`.
+        input_shape: The shape of one datum, such as ``(1, 28, 28)``; of one visit for models of sequences.
+        latent_dim: ``d``; 16 for models of sequences unless told.
+        likelihood: A brick or its name. None: chosen from the data by the first ``fit``; for models of
+            sequences the published Gaussian of scale 1. (``Gaussian(scale="learned")`` imputes better.)
         prior: A distribution, or a callable or module that returns one; None is the standard normal.
-        architecture: ``"mlp"``, ``"conv"``, ``"table_1_10"`` or ``"table_1_13"``, for all networks.
+        architecture: ``"mlp"``, ``"conv"``, ``"table_1_10"``, ``"table_1_13"`` or ``"table_6_4"``, for all
+            networks. None is ``"mlp"``; for sequences of images ``"table_6_4"``.
         hidden: Hidden layers of the MLP encoder; the decoder has them the other way round.
         channels: Channels of the convolutional encoder, likewise.
         encoder: A module of your own, ``x -> (loc, scale)``.
@@ -135,9 +138,10 @@ def build(
         objective: What ``fit`` maximises; None is the evidence lower bound.
         preprocessing: None: found at the first ``fit``.
         seed: Of the initial weights; the caller's generator is then left as it was.
-        options: Those of the recipe. ``"hvae"`` and ``"rhvae"``: ``num_steps``, ``step_size``, ``tempering``,
-            ``learn_step_size``, ``learn_tempering``; ``"rhvae"`` also ``metric`` (a network, a fixed
-            metric, or ``"posterior"``), ``temperature``, ``regularization``, ``fixed_point_steps``.
+        options: Those of the recipe. Of sequences: ``num_visits`` and the keywords of the recipe of that name
+            in :data:`riemvae.zoo.RECIPES`. ``"hvae"`` and ``"rhvae"``: ``num_steps``, ``step_size``,
+            ``tempering``, ``learn_step_size``, ``learn_tempering``; ``"rhvae"`` also ``metric`` (a network, a
+            fixed metric, or ``"posterior"``), ``temperature``, ``regularization``, ``fixed_point_steps``.
 
     Raises:
         ValueError: An unknown name, an option that the recipe does not have, or a bad value.
@@ -147,7 +151,29 @@ def build(
         >>> ae.latent_dim, ae.default_sampler
         (10, 'manifold')
     """
-    guide_of = GUIDES[check_choice("name", name, list(GUIDES))]
+    check_choice("name", name, [*GUIDES, *RECIPES])
+    if name in RECIPES:
+        if prior is not None:
+            options["prior"] = prior
+        if channels is not None:
+            options["channels"] = channels
+        return build_sequences(
+            name,
+            input_shape,
+            16 if latent_dim is None else latent_dim,
+            likelihood=likelihood,
+            architecture=architecture,
+            hidden=hidden,
+            encoder=encoder,
+            decoder=decoder,
+            objective=objective,
+            preprocessing=preprocessing,
+            seed=seed,
+            **options,
+        )
+    if latent_dim is None:
+        raise argument_error("latent_dim", "the dimension of the latent space", None)
+    guide_of = GUIDES[name]
     known = list(inspect.signature(guide_of).parameters)[1:]
     for option in options:
         if option not in known:
@@ -160,8 +186,19 @@ def build(
         network_options = {
             k: tuple(v) for k, v in (("hidden", hidden), ("channels", channels)) if v is not None
         }
+        if isinstance(prior, str):
+            raise argument_error(
+                "prior", "a distribution, or a callable or module that returns one", prior, "or leave it out"
+            )
         bricks = lay(
-            input_shape, latent_dim, likelihood, prior, architecture, encoder, decoder, network_options
+            input_shape,
+            latent_dim,
+            likelihood,
+            prior,
+            architecture or "mlp",
+            encoder,
+            decoder,
+            network_options,
         )
         guide = guide_of(bricks, **options)
     return Autoencoder(

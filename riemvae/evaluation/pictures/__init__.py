@@ -14,18 +14,30 @@ from riemvae.evaluation.pictures.latent import (
     draw_samples,
     draw_trajectories,
 )
+from riemvae.evaluation.pictures.longitudinal import (
+    draw_imputation_error,
+    draw_latent_trajectories,
+    draw_score_intervals,
+)
+from riemvae.evaluation.pictures.sequences import draw_generated_neighbours, draw_imputation, draw_sequences
 
 __all__ = [
     "draw_clusters",
     "draw_distance_map",
+    "draw_generated_neighbours",
     "draw_geodesic_balls",
     "draw_geodesics",
+    "draw_imputation",
+    "draw_imputation_error",
     "draw_latent_space",
+    "draw_latent_trajectories",
     "draw_overfitting",
     "draw_overfitting_distances",
     "draw_ranks",
     "draw_rows",
     "draw_samples",
+    "draw_score_intervals",
+    "draw_sequences",
     "draw_strip",
     "draw_traces",
     "draw_trajectories",

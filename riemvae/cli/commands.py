@@ -1,4 +1,4 @@
-"""The command line: ``riemvae demo``, ``fit``, ``sample``, ``plot``, ``evaluate`` and ``benchmark``."""
+"""The commands for models of single data."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riemvae._atomic import write_file
+from riemvae.cli.arguments import count, plane, seed, shape_of
+from riemvae.cli.shared import check_suffix, print_table, refuse_folder
 
 # What computes is imported inside the commands, so that --help and a mistyped option answer at once.
 if TYPE_CHECKING:
@@ -25,59 +27,8 @@ SAMPLERS = ("prior", "manifold", "random_walk", "riemannian_hmc", "uniform")
 PICTURES = ("latent", "samples", "trajectories", "geodesics", "distances", "strip")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
-
-    Args:
-        argv: The arguments; None is those of the process.
-
-    Returns:
-        The exit status: 0, 2 for a wrong argument, file or value (with one line on the error stream), 130
-        for an interrupt.
-
-    Raises:
-        SystemExit: From ``--help``, ``--version`` and arguments that do not parse, as argparse does.
-
-    Example:
-        >>> main(["evaluate", "no_such_folder", "no_such_file.npz"])
-        2
-    """
-    arguments = parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        if arguments.debug:
-            raise
-        sys.stderr.write(f"riemvae {arguments.command}: {' '.join(str(error).split())}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"riemvae {arguments.command}: interrupted\n")
-        return 130
-    return 0
-
-
-# -- arguments -----------------------------------------------------------------------------------------------
-
-
-def parser() -> argparse.ArgumentParser:
-    """The arguments of all commands."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
-    top = argparse.ArgumentParser(
-        prog="riemvae",
-        description="Generative models whose latent space has a geometry. "
-        "'riemvae COMMAND --help' explains a command.",
-    )
-    top.add_argument("--version", action=_Version, help="show the version and exit")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def command(name: str, run: Any, summary: str, description: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=summary, description=description, parents=[common], formatter_class=_Help
-        )
-        sub.set_defaults(run=run)
-        return sub
-
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds them: ``command(name, run, summary, description)`` makes the parser of one."""
     demo = command(
         "demo",
         _demo,
@@ -87,12 +38,12 @@ def parser() -> argparse.ArgumentParser:
         "and along the learned geometry, do to the accuracy of four classifiers. Takes a few minutes on two "
         "cores.",
     )
-    demo.add_argument("--per-class", type=_count, default=5, metavar="N", help="training images a class")
-    demo.add_argument("--seeds", type=_count, default=5, metavar="N", help="draws of the training images")
-    demo.add_argument("--seed", type=_seed, default=100, help="the first of these seeds")
+    demo.add_argument("--per-class", type=count, default=5, metavar="N", help="training images a class")
+    demo.add_argument("--seeds", type=count, default=5, metavar="N", help="draws of the training images")
+    demo.add_argument("--seed", type=seed, default=100, help="the first of these seeds")
     demo.add_argument("--out", type=Path, metavar="FOLDER", help="keep report, figure, arrays and model here")
     demo.add_argument("--quick", action="store_true", help="a short run that shows the form, not the numbers")
-    demo.add_argument("--jobs", type=_count, default=2, metavar="N", help="processes")
+    demo.add_argument("--jobs", type=count, default=2, metavar="N", help="processes")
 
     fit = command(
         "fit",
@@ -104,29 +55,29 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("data", type=Path, help="the training data")
     fit.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the trained model")
     fit.add_argument("--model", choices=MODELS, default="rhvae", help="which model")
-    fit.add_argument("--latent-dim", type=_count, default=10, metavar="D", help="latent dimensions")
+    fit.add_argument("--latent-dim", type=count, default=10, metavar="D", help="latent dimensions")
     fit.add_argument(
-        "--input-shape", type=_shape, metavar="C,H,W", help="shape of one datum; default: the file's"
+        "--input-shape", type=shape_of, metavar="C,H,W", help="shape of one datum; default: the file's"
     )
     fit.add_argument("--architecture", choices=ARCHITECTURES, default="mlp", help="of all networks")
-    fit.add_argument("--hidden", type=_shape, metavar="N,N", help="hidden layers of an mlp's encoder")
+    fit.add_argument("--hidden", type=shape_of, metavar="N,N", help="hidden layers of an mlp's encoder")
     fit.add_argument(
         "--likelihood",
         choices=LIKELIHOODS,
         help="default: bernoulli for zeros and ones, continuous_bernoulli for values in [0, 1], else a "
         "gaussian with a learned scale",
     )
-    fit.add_argument("--epochs", type=_count, default=100, metavar="N", help="passes over the data, at most")
-    fit.add_argument("--batch-size", type=_count, default=100, metavar="N", help="data a step")
+    fit.add_argument("--epochs", type=count, default=100, metavar="N", help="passes over the data, at most")
+    fit.add_argument("--batch-size", type=count, default=100, metavar="N", help="data a step")
     fit.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="of Adam")
-    fit.add_argument("--patience", type=_count, metavar="N", help="epochs without progress before stopping")
+    fit.add_argument("--patience", type=count, metavar="N", help="epochs without progress before stopping")
     fit.add_argument(
         "--val-data", type=Path, metavar="FILE", help="held-out data, to choose the best epoch by"
     )
     fit.add_argument(
         "--standardize", action="store_true", help="centre and scale each column, undone in samples"
     )
-    fit.add_argument("--seed", type=_seed, default=0, help="of weights and training")
+    fit.add_argument("--seed", type=seed, default=0, help="of weights and training")
     _add_file_options(fit)
 
     sample = command(
@@ -137,11 +88,11 @@ def parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("model", type=Path, help="folder of the model")
     sample.add_argument("--out", type=Path, required=True, metavar="FILE", help=".npz, .npy or .csv to write")
-    sample.add_argument("--num", type=_count, default=100, metavar="N", help="how many")
+    sample.add_argument("--num", type=count, default=100, metavar="N", help="how many")
     _add_sampler_options(sample)
     sample.add_argument("--noise", action="store_true", help="draw the observation too, in place of its mean")
     sample.add_argument("--figure", type=Path, metavar="FILE", help="a picture of the first images (.png)")
-    sample.add_argument("--seed", type=_seed, default=0, help="of the draws")
+    sample.add_argument("--seed", type=seed, default=0, help="of the draws")
 
     plot = command(
         "plot",
@@ -157,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     plot.add_argument(
         "--data", type=Path, metavar="FILE", help="data to show; default: the training data's codes"
     )
-    plot.add_argument("--num", type=_count, metavar="N", help="samples (200), chains (10) or geodesics (6)")
+    plot.add_argument("--num", type=count, metavar="N", help="samples (200), chains (10) or geodesics (6)")
     plot.add_argument(
         "--metric",
         choices=("learned", "posterior"),
@@ -165,9 +116,9 @@ def parser() -> argparse.ArgumentParser:
         help="small near data (eq. 1.7: the learned one, or the posterior covariances), or large near data "
         "(eq. 3.6, which 'uniform' follows)",
     )
-    plot.add_argument("--plane", type=_plane, metavar="I,J", help="two coordinates, of more than two")
+    plot.add_argument("--plane", type=plane, metavar="I,J", help="two coordinates, of more than two")
     _add_sampler_options(plot)
-    plot.add_argument("--seed", type=_seed, default=0, help="of the draws")
+    plot.add_argument("--seed", type=seed, default=0, help="of the draws")
     plot.add_argument("--key", help="name of the data in a .npz")
     plot.add_argument(
         "--label", help="labels to colour the data by: an array of a .npz, or a column of a .csv"
@@ -183,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", type=Path, help="folder of the model")
     evaluate.add_argument("data", type=Path, help="held-out data")
     evaluate.add_argument(
-        "--num-samples", type=_count, default=100, metavar="N", help="importance samples a datum"
+        "--num-samples", type=count, default=100, metavar="N", help="importance samples a datum"
     )
     evaluate.add_argument(
         "--psis", action="store_true", help="Pareto-smoothed importance sampling, steadier where k̂ is large"
@@ -195,50 +146,14 @@ def parser() -> argparse.ArgumentParser:
         help="take more samples until the Monte Carlo error of each datum is at most X nats",
     )
     evaluate.add_argument(
-        "--max-samples", type=_count, metavar="N", help="at most so many; default: 64 times --num-samples"
+        "--max-samples", type=count, metavar="N", help="at most so many; default: 64 times --num-samples"
     )
     evaluate.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="keep finished data here, and go on from it"
     )
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="keep the report here (.json)")
-    evaluate.add_argument("--seed", type=_seed, default=0, help="of the draws")
+    evaluate.add_argument("--seed", type=seed, default=0, help="of the draws")
     _add_file_options(evaluate)
-
-    benchmark = command(
-        "benchmark",
-        _benchmark,
-        "published comparisons, measured again",
-        "likelihood: trains VAE, HVAE, RHVAE and their variants with one architecture on binary MNIST and "
-        "reports log p(x) of test images with all its errors, beside what was published. A run that was "
-        "broken off goes on where it was.",
-    )
-    benchmark.add_argument("what", choices=("likelihood",), help="which comparison")
-    benchmark.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=".npz of MNIST with x_train and x_test (bytes)",
-    )
-    benchmark.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="report, table and models"
-    )
-    benchmark.add_argument(
-        "--preset",
-        choices=("quick", "small", "full"),
-        default="small",
-        help="quick: seconds, the form only; small: ten minutes on two cores; full: all of MNIST, for a GPU",
-    )
-    benchmark.add_argument("--models", type=_names, metavar="A,B", help="default: the preset's")
-    benchmark.add_argument("--latent-dims", type=_shape, metavar="D,D", help="default: the preset's")
-    benchmark.add_argument("--seeds", type=_count, metavar="N", help="trainings; default: the preset's")
-    benchmark.add_argument("--epochs", type=_count, metavar="N", help="default: the preset's")
-    benchmark.add_argument(
-        "--test-many", type=_count, metavar="N", help="images with the larger number of samples"
-    )
-    benchmark.add_argument("--jobs", type=_count, default=2, metavar="N", help="processes on a CPU")
-    benchmark.add_argument("--device", help="torch's name; default: a GPU where there is one")
-    return top
 
 
 def _add_file_options(sub: argparse.ArgumentParser) -> None:
@@ -253,56 +168,10 @@ def _add_sampler_options(sub: argparse.ArgumentParser) -> None:
         help="from the prior; chains along the metric (manifold, random_walk, riemannian_hmc); or the "
         "uniform distribution of the posterior metric; default: the model's own",
     )
-    sub.add_argument("--num-steps", type=_count, metavar="N", help="transitions of each chain")
+    sub.add_argument("--num-steps", type=count, metavar="N", help="transitions of each chain")
     sub.add_argument(
         "--step-size", type=float, metavar="X", help="step of a chain, of a random walk its scale"
     )
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of an option that has one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **options)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        from importlib.metadata import version
-
-        print(f"riemvae {version('riemvae')}")
-        parser.exit()
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdigit() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**32 - 1, got {text!r}")
-    return int(text)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(_count(part.strip()) for part in text.split(","))
-
-
-def _plane(text: str) -> tuple[int, ...]:
-    if [part.isdigit() for part in text.split(",")] != [True, True]:
-        raise argparse.ArgumentTypeError(f"expected two coordinates such as 0,1, got {text!r}")
-    return tuple(int(part) for part in text.split(","))
 
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -322,7 +191,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    _refuse_folder(arguments.out)
+    refuse_folder(arguments.out)
     x = _read(arguments.data, arguments)
     val = None if arguments.val_data is None else _read(arguments.val_data, arguments)
     shape = arguments.input_shape or x.shape[1:] or (1,)
@@ -363,7 +232,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     autoencoder.save(arguments.out)
     history = autoencoder.history_
     losses = [name for name in ("train_loss", "val_loss") if name in history.columns]
-    _print_table(
+    print_table(
         f"{arguments.model} on {len(x)} data of shape {shape}",
         {
             "likelihood": type(autoencoder.model.likelihood).__name__,
@@ -375,9 +244,9 @@ def _fit(arguments: argparse.Namespace) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    _check_suffix(arguments.out, (".npz", ".npy", ".csv"))
+    check_suffix(arguments.out, (".npz", ".npy", ".csv"))
     if arguments.figure is not None:
-        _check_suffix(arguments.figure, (".png", ".pdf", ".svg"))
+        check_suffix(arguments.figure, (".png", ".pdf", ".svg"))
     autoencoder = _load(arguments.model)
     if arguments.figure is not None:
         _check_images(autoencoder.input_shape)
@@ -402,7 +271,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     if arguments.figure is not None:
         _draw_grid(arguments.figure, array)
         rows["figure"] = str(arguments.figure)
-    _print_table("synthetic data", rows)
+    print_table("synthetic data", rows)
 
 
 def _sampler(arguments: argparse.Namespace, autoencoder: Autoencoder) -> tuple[str, dict[str, Any]]:
@@ -420,7 +289,7 @@ def _sampler(arguments: argparse.Namespace, autoencoder: Autoencoder) -> tuple[s
 
 
 def _plot(arguments: argparse.Namespace) -> None:
-    _check_suffix(arguments.out, (".png", ".pdf", ".svg"))
+    check_suffix(arguments.out, (".png", ".pdf", ".svg"))
     autoencoder = _load(arguments.model)
 
     import torch
@@ -471,12 +340,12 @@ def _plot(arguments: argparse.Namespace) -> None:
                 rows["sampler"] = name
             write_figure(ax.figure, arguments.out)
     rows["written to"] = str(arguments.out)
-    _print_table("latent space", rows)
+    print_table("latent space", rows)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
-        _check_suffix(arguments.out, (".json",))
+        check_suffix(arguments.out, (".json",))
     autoencoder = _load(arguments.model)
     x = _read(arguments.data, arguments)
     with warnings.catch_warnings():
@@ -514,25 +383,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from riemvae.data import write_json
 
         write_json(arguments.out, report)
-    _print_table("held-out data, nats a datum on the scale the model sees", report)
-
-
-def _benchmark(arguments: argparse.Namespace) -> None:
-    from riemvae.benchmark import PRESETS, run
-
-    changes: dict[str, Any] = {}
-    if arguments.models is not None:
-        changes["models"] = arguments.models
-    if arguments.latent_dims is not None:
-        changes["latent_dims"] = arguments.latent_dims
-    if arguments.seeds is not None:
-        changes["seeds"] = tuple(range(arguments.seeds))
-    if arguments.epochs is not None:
-        changes["epochs"] = changes["best_epochs"] = arguments.epochs
-    if arguments.test_many is not None:
-        changes["num_test_many"] = arguments.test_many
-    settings = PRESETS[arguments.preset].with_changes(**changes)
-    run(arguments.data, settings, arguments.out, arguments.jobs, arguments.device)
+    print_table("held-out data, nats a datum on the scale the model sees", report)
 
 
 # -- shared --------------------------------------------------------------------------------------------------
@@ -568,23 +419,6 @@ def _like(x: np.ndarray, autoencoder: Autoencoder) -> Any:
     return torch.as_tensor(x).reshape(len(x), *autoencoder.input_shape)
 
 
-def _refuse_folder(folder: Path) -> None:
-    """Finds out before a long training that its result could not be written."""
-    if folder.is_file():
-        raise ValueError(f"--out: expected a folder to write, got the file {folder}; pass another path.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"--out: expected a new folder or an earlier model, got {folder}; pass another path."
-        )
-
-
-def _check_suffix(path: Path, suffixes: Sequence[str]) -> None:
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{path}: expected a file name that ends in {' or '.join(suffixes)}.")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.absolute().parent}; make it first.")
-
-
 def _check_images(shape: Sequence[int], option: str = "--figure") -> None:
     if len(shape) != 2 and not (len(shape) == 3 and shape[0] in (1, 3)):
         raise ValueError(
@@ -610,13 +444,3 @@ def _draw_grid(path: Path, images: np.ndarray) -> None:
         ax.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
     kind = path.suffix.lower()[1:]
     write_file(path, lambda file: figure.savefig(file, dpi=110, format=kind))
-
-
-def _print_table(title: str, rows: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in rows.items():
-        table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)

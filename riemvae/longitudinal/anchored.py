@@ -1,0 +1,178 @@
+"""The guide of chapter 6: the posterior of one visit, carried back to the subject's latent."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from riemvae._checks import argument_error, check_choice
+from riemvae._recipe import recipe
+from riemvae.flows import sampling_transform
+from riemvae.guides.amortized import EncodedGuide, Given, GuideCall, as_posterior
+from riemvae.guides.flow import checked_flows, flows_of
+from riemvae.longitudinal.anchor_posteriors import AnchorMixture, AnchorPosterior, VisitPosterior
+from riemvae.longitudinal.dynamics import Dynamics
+from riemvae.longitudinal.masks import Seen, seen
+from riemvae.longitudinal.model import LongitudinalVAE
+
+ANCHORS = ("random", "mixture")
+
+
+@recipe
+class AnchoredGuide(EncodedGuide):
+    r"""``q(z_0)`` from visits one at a time: ``z_j ~ q(z_j | x_j)``, carried back by the dynamics.
+
+    .. math:: \log q_j(z_0) = \log q(z_j | x_j) - \log|\det ∂z_0/∂z_j|
+
+    The guide owns the anchor ``j``: each subject has one of its own, among its *observed* visits. With
+    ``anchors="random"`` a call draws one for each subject, the same for all draws of that call (algorithm 6;
+    the published estimate of the likelihood). With ``anchors="mixture"`` ``z_0`` comes from the mixture
+    ``mean_k q_k(z_0)`` over the subject's observed visits, the draws of a call spread evenly over them: the
+    balance heuristic, under :func:`riemvae.log_likelihood` the multi-anchor estimate, and a tighter bound to
+    train on, for an encoding of all visits.
+
+    A subject without any observed visit gets ``z_0 ~ N(0, I)``.
+
+    Args:
+        model: A :class:`LongitudinalVAE` whose dynamics is invertible.
+        encoder: Of one visit: ``x_j (n, *shape) -> (loc, scale)``, each ``(n, d)``, or a distribution with
+            event ``(d,)``. One that requires a second argument is told the pixel mask.
+        flow: On top of the encoder's posterior, as of :class:`~riemvae.guides.FlowGuide`, or None.
+        context: ``x_j -> (n, c)``, features for a conditional ``flow``.
+        anchors: ``"random"`` or ``"mixture"``.
+        given: Values of the model's other latents, or a guide of them.
+
+    Raises:
+        ValueError: A model without an invertible dynamics; an unknown ``anchors``; something that is no flow;
+            when called, an encoder or a flow of another size than a visit's latent, and what the model
+            raises.
+
+    Source: Chadebec (thesis), section 6.3.2, algorithm 6; balance heuristic: Veach and Guibas (1995).
+
+    Example:
+        >>> from torch.distributions import AffineTransform
+        >>> from riemvae.longitudinal import FlowChain
+        >>> dynamics = FlowChain([AffineTransform(0.0, 2.0)], latent_dim=2)
+        >>> model = LongitudinalVAE(torch.nn.Linear(2, 5), dynamics)
+        >>> guide = AnchoredGuide(model, lambda x: (x[:, :2], torch.ones(len(x), 2)))
+        >>> guide(torch.randn(4, 2, 5))["z_0"].shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        model: LongitudinalVAE,
+        encoder: Callable[..., Any],
+        flow: Any = None,
+        *,
+        context: Callable[..., Tensor] | None = None,
+        anchors: str = "random",
+        given: Given | None = None,
+    ) -> None:
+        dynamics = getattr(model, "dynamics", None)
+        if not isinstance(dynamics, Dynamics) or not dynamics.invertible:
+            raise argument_error(
+                "model",
+                "a LongitudinalVAE whose dynamics is invertible",
+                type(dynamics if isinstance(dynamics, Dynamics) else model).__name__,
+                "use GaussianGuide with an encoder of whole sequences",
+            )
+        super().__init__(model, encoder, latent=dynamics.site, given=given)
+        self.flow = None if flow is None else checked_flows(flow)
+        if isinstance(self.flow, (list, tuple)):  # some of them: these train too
+            self._modules_of_flow = nn.ModuleList([p for p in self.flow if isinstance(p, nn.Module)])
+        self.context = context
+        self.anchors = check_choice("anchors", anchors, list(ANCHORS))
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """The model's dynamics."""
+        return self.model.dynamics  # type: ignore[attr-defined, no-any-return]
+
+    def _run(self, call: GuideCall) -> dict[str, Tensor]:
+        posterior = self._posterior(call.args, call.kwargs)
+        with call.plates():
+            return {self.latent: pyro.sample(self.latent, posterior)}
+
+    def current_posterior(self, call: GuideCall) -> Any:
+        """``q(z_0)`` for this call; with its anchors drawn where random."""
+        return self._posterior(call.args, call.kwargs)
+
+    def encoder_distribution(self, *args: Any) -> TorchDistribution:
+        """``q(z_0)`` of the model's arguments: the encoder itself knows single visits only."""
+        with poutine.block():
+            return self._posterior(args, {})
+
+    def posterior(self, *args: Any, **kwargs: Any) -> Any:
+        """``q(z_0)`` of the model's arguments, batch shape ``(B,)``; with its anchors drawn where random."""
+        return self._posterior(args, kwargs)
+
+    def _posterior(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TorchDistribution:
+        bound = inspect.signature(self.model.forward).bind(*args, **kwargs).arguments  # type: ignore[attr-defined]
+        data = seen(bound["x"], bound.get("observed"), bound.get("pixel_mask"), bound.get("times"))
+        anchorable, nothing = _anchorable(data.observed), ~data.observed.any(1)
+        rest = (data.times, bound.get("covariates"), nothing if bool(nothing.any()) else None)
+        if self.anchors == "mixture":
+            return AnchorMixture(self.visit_posterior(data), self.dynamics, anchorable, *rest)
+        visit = torch.multinomial(anchorable.to(torch.get_default_dtype()), 1).squeeze(1)
+        return AnchorPosterior(self.visit_posterior(data, visit), self.dynamics, visit, *rest)
+
+    def visit_posterior(self, data: Seen, visit: Tensor | None = None) -> VisitPosterior:
+        """``q(z_l | x_l)`` of all visits, of shape ``(T, B)``, or of one visit of each subject, ``(B,)``.
+
+        Args:
+            data: The sequences.
+            visit: Which visit, ``(B,)``; None is all.
+        """
+        take = _every_visit if visit is None else partial(_one_visit, visit=visit)
+        shape = data.observed.T.shape if visit is None else visit.shape
+        x = take(data.x).reshape(-1, *data.x.shape[2:])
+        mask = torch.ones_like(x, dtype=torch.bool)
+        if data.pixel_mask is not None:
+            mask = take(data.pixel_mask).reshape(x.shape)
+        # Read as attributes: that is what registers the parameters with Pyro.
+        encoder, flow, context = self.encoder, self.flow, self.context
+        base = as_posterior(self._encode(encoder, [x, mask]))
+        dim = self.dynamics.latent_dim
+        if base.event_shape != (dim,):
+            raise argument_error(
+                "encoder",
+                f"a posterior of one visit with event shape ({dim},)",
+                f"event shape {tuple(base.event_shape)}",
+            )
+        transforms = []
+        if flow is not None:
+            if isinstance(flow, (list, tuple)):
+                _ = self._modules_of_flow
+            features = None if context is None else self._encode(context, [x, mask])
+            for part in flows_of(flow):
+                size = getattr(part, "features", dim)
+                if isinstance(size, int) and size != dim:
+                    raise argument_error("flow", f"a flow of {dim} features, as a visit's latent has", size)
+                transforms.append(sampling_transform(part, features))
+        return VisitPosterior(base, transforms, shape)
+
+
+def _every_visit(values: Tensor) -> Tensor:
+    """``(B, T, ...)`` to ``(T, B, ...)``."""
+    return values.transpose(0, 1)
+
+
+def _one_visit(values: Tensor, visit: Tensor) -> Tensor:
+    """``(B, T, ...)`` at ``visit (B,)``, ``(B, ...)``."""
+    return values[torch.arange(len(visit), device=visit.device), visit]
+
+
+def _anchorable(observed: Tensor) -> Tensor:
+    """The visits that may be anchors: the observed ones, or the first where there are none."""
+    first = torch.zeros_like(observed)
+    first[:, 0] = ~observed.any(1)
+    return observed | first

@@ -1,0 +1,284 @@
+"""Clusters of trajectories: which component of a mixture a subject's latent belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from riemvae._checks import argument_error, check_count
+from riemvae._seeding import forked
+from riemvae.inference.estimation import for_each_batch
+from riemvae.inference.weights import DEFAULT_CHUNK, draw_weights
+from riemvae.priors import MixturePrior
+
+
+class TrajectoryClusters(NamedTuple):
+    """A clustering of subjects.
+
+    Attributes:
+        labels: The likeliest component of each subject, ``(N,)``.
+        responsibilities: ``p(k | x)``, ``(N, K)``.
+    """
+
+    labels: Tensor
+    responsibilities: Tensor
+
+
+def responsibilities(mixture: Any, z: Tensor, log_weights: Tensor | None = None) -> Tensor:
+    r"""``p(k | x)`` from draws of the latents given ``x``: ``p(k | z)`` averaged over them.
+
+    .. math:: p(k|x) = E_{p(z|x)}[p(k|z)] \approx \sum_s \bar w_{sb} \, p(k | z_{sb}),
+              \quad \bar w_{sb} = w_{sb} / \sum_{s'} w_{s'b}
+
+    Args:
+        mixture: A mixture as a prior or distribution, with ``responsibilities(z)``, or a fitted model of
+            scikit-learn's kind, with ``predict_proba(z)``.
+        z: Draws ``(S, B, k)``, or the latents themselves ``(B, k)``.
+        log_weights: Unnormalised log importance weights ``(S, B)``; None where the draws are those of the
+            posterior, or are taken for it.
+
+    Returns:
+        ``(B, K)``.
+
+    Raises:
+        ValueError: What is no mixture, shapes that do not fit.
+
+    Example:
+        >>> prior = MixturePrior(1, 2, locs=torch.tensor([[-3.0], [3.0]]))
+        >>> responsibilities(prior, torch.tensor([[-2.0], [0.0]])).round(decimals=2).tolist()
+        [[1.0, 0.0], [0.5, 0.5]]
+    """
+    if z.dim() == 2:
+        z = z.unsqueeze(0)
+    if z.dim() != 3:
+        raise argument_error("z", "draws (S, B, k)", z)
+    if hasattr(mixture, "responsibilities"):
+        of_draws = mixture.responsibilities(z)
+    elif hasattr(mixture, "predict_proba"):
+        table = mixture.predict_proba(z.detach().flatten(0, 1).cpu().numpy())
+        of_draws = torch.as_tensor(table).to(z).reshape(*z.shape[:2], -1)
+    else:
+        raise argument_error(
+            "mixture",
+            "a mixture, with responsibilities(z) or predict_proba(z)",
+            type(mixture).__name__,
+            "build the model with prior=MixturePrior(...), or pass mixture=",
+        )
+    if log_weights is None:
+        return of_draws.mean(0)  # type: ignore[no-any-return]
+    if log_weights.shape != z.shape[:2]:
+        raise argument_error("log_weights", f"shape {tuple(z.shape[:2])}, one a draw", log_weights)
+    return (_normalised(log_weights).unsqueeze(-1) * of_draws).sum(0)  # type: ignore[no-any-return]
+
+
+def _normalised(log_weights: Tensor) -> Tensor:
+    """Weights that sum to one over draws; equal ones where no draw has any."""
+    weights = log_weights.softmax(0)
+    return torch.where(torch.isfinite(weights), weights, 1.0 / len(weights))
+
+
+def cluster_trajectories(
+    model: Any,
+    guide: Callable[..., Any],
+    data: Any,
+    num_samples: int = 100,
+    *,
+    mixture: Any = None,
+    weighted: bool = True,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    progress: bool = False,
+) -> TrajectoryClusters:
+    """Which component of the prior's mixture each subject belongs to, given all its observed visits.
+
+    Args:
+        model: A model of sequences, whose prior of ``z_0`` or ``u`` is a mixture.
+        guide: Its guide.
+        data: Tensor or array, tuple or mapping as for :func:`riemvae.fit`.
+        num_samples: Draws of the guide a subject.
+        mixture: Another mixture than the model's prior, such as one that scikit-learn fitted to posterior
+            means; see :func:`responsibilities`.
+        weighted: Whether draws count by their importance weights, so that the average is one over the
+            posterior rather than the guide.
+        batch_size: Subjects at a time; None lets about 2,000 draws through the decoder at once.
+        seed: Of the draws; None takes torch's generator.
+        progress: Whether to show a bar.
+
+    Raises:
+        ValueError: A prior that is no mixture.
+
+    Source: Jiang et al. (2017), Variational deep embedding, who take ``p(k|z)`` at draws of the guide.
+
+    Example:
+        >>> import riemvae as rv
+        >>> from riemvae.longitudinal import LongitudinalVAE
+        >>> from riemvae.longitudinal.visit_encoders import VisitEncoder
+        >>> from riemvae.longitudinal.visits import VisitLatents
+        >>> model = LongitudinalVAE(torch.nn.Linear(2, 5), VisitLatents(3, 2), MixturePrior(6, 4))
+        >>> encoder = VisitEncoder(rv.networks.MLPEncoder(5, 2))
+        >>> guide = rv.guides.GaussianGuide(model, encoder, latent="z_0")
+        >>> x, observed = torch.randn(7, 3, 5), torch.rand(7, 3) < 0.5
+        >>> cluster_trajectories(model, guide, (x, observed)).responsibilities.shape
+        torch.Size([7, 4])
+    """
+    chosen = model.prior if mixture is None else mixture
+
+    def estimate(z: Tensor, log_weights: Tensor | None) -> Tensor:
+        return responsibilities(chosen, z, log_weights)
+
+    of_subjects = _over_draws(model, guide, data, num_samples, estimate, weighted, batch_size, seed, progress)
+    return TrajectoryClusters(of_subjects.argmax(-1), of_subjects)
+
+
+def posterior_means(
+    model: Any,
+    guide: Callable[..., Any],
+    data: Any,
+    num_samples: int = 100,
+    *,
+    weighted: bool = True,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """The mean of each subject's latent given its observed visits, ``(N, k)``.
+
+    Args:
+        model: A model of sequences.
+        guide: Its guide.
+        data: Tensor or array, tuple or mapping as for :func:`riemvae.fit`.
+        num_samples: Draws of the guide a subject.
+        weighted: Whether draws count by their importance weights.
+        batch_size: Subjects at a time; None lets about 2,000 draws through the decoder at once.
+        seed: Of the draws; None takes torch's generator.
+        progress: Whether to show a bar.
+
+    Example:
+        >>> import riemvae as rv
+        >>> from riemvae.longitudinal import LongitudinalVAE
+        >>> from riemvae.longitudinal.visit_encoders import VisitEncoder
+        >>> from riemvae.longitudinal.visits import VisitLatents
+        >>> model = LongitudinalVAE(torch.nn.Linear(2, 5), VisitLatents(3, 2))
+        >>> encoder = VisitEncoder(rv.networks.MLPEncoder(5, 2))
+        >>> guide = rv.guides.GaussianGuide(model, encoder, latent="z_0")
+        >>> x, observed = torch.randn(7, 3, 5), torch.rand(7, 3) < 0.5
+        >>> posterior_means(model, guide, (x, observed)).shape
+        torch.Size([7, 6])
+    """
+
+    def estimate(z: Tensor, log_weights: Tensor | None) -> Tensor:
+        return z.mean(0) if log_weights is None else (_normalised(log_weights).unsqueeze(-1) * z).sum(0)
+
+    return _over_draws(model, guide, data, num_samples, estimate, weighted, batch_size, seed, progress)
+
+
+def fit_mixture(
+    model: Any,
+    guide: Callable[..., Any],
+    data: Any,
+    num_components: int,
+    *,
+    learn: bool = True,
+    full: bool = False,
+    num_starts: int = 5,
+    num_samples: int = 100,
+    weighted: bool = True,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    progress: bool = False,
+) -> MixturePrior:
+    """A mixture fitted to the posterior means of the training subjects: where a mixture prior should start.
+
+    Trained from means that coincide or lie at random, a mixture collapses on one component. So first train
+    with the standard normal prior, then set ``model.prior = fit_mixture(model, guide, data, K)``, and train
+    on. The mixture is that of the means, which lie closer together than the latents themselves: training
+    widens it.
+
+    Args:
+        model: A trained model of sequences.
+        guide: Its guide.
+        data: Training data, tensor or array, tuple or mapping as for :func:`riemvae.fit`.
+        num_components: ``K``.
+        learn: Whether the mixture is trained further.
+        full: Whether covariances are full.
+        num_starts: Fits by expectation maximisation, each from k-means; the best is kept.
+        num_samples: Draws of the guide a subject.
+        weighted: Whether draws count by their importance weights.
+        batch_size: Subjects at a time; None lets about 2,000 draws through the decoder at once.
+        seed: Of draws and starts; None takes torch's generator.
+        progress: Whether to show a bar.
+
+    Raises:
+        ValueError: Fewer subjects than components.
+
+    Source: Jiang et al. (2017), Variational deep embedding, for such a start.
+
+    Example:
+        >>> import riemvae as rv
+        >>> from riemvae.longitudinal import LongitudinalVAE
+        >>> from riemvae.longitudinal.visit_encoders import VisitEncoder
+        >>> from riemvae.longitudinal.visits import VisitLatents
+        >>> model = LongitudinalVAE(torch.nn.Linear(2, 5), VisitLatents(3, 2))
+        >>> encoder = VisitEncoder(rv.networks.MLPEncoder(5, 2))
+        >>> guide = rv.guides.GaussianGuide(model, encoder, latent="z_0")
+        >>> model.prior = fit_mixture(model, guide, torch.randn(50, 3, 5), 2)
+        >>> model.prior.locs.shape
+        torch.Size([2, 6])
+    """
+    check_count("num_starts", num_starts)
+    with forked(seed):
+        means = posterior_means(
+            model,
+            guide,
+            data,
+            num_samples,
+            weighted=weighted,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        fits = [MixturePrior.from_codes(means, num_components, learn, full) for _ in range(num_starts)]
+    with torch.no_grad():
+        scores = torch.stack([prior().log_prob(means).mean() for prior in fits])
+    return fits[int(scores.argmax())].to(means.device)
+
+
+def _over_draws(
+    model: Any,
+    guide: Callable[..., Any],
+    data: Any,
+    num_samples: int,
+    estimate: Callable[[Tensor, Tensor | None], Tensor],
+    weighted: bool,
+    batch_size: int | None,
+    seed: int | None,
+    progress: bool,
+) -> Tensor:
+    """``estimate(z (S, B, k), log_weights (S, B) or None)`` of each subject, joined over batches."""
+    check_count("num_samples", num_samples)
+    size = (
+        max(1, DEFAULT_CHUNK // num_samples) if batch_size is None else check_count("batch_size", batch_size)
+    )
+
+    def of_batch(
+        args: tuple[Any, ...], kwargs: dict[str, Any], count: int, shared: dict[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        draw = draw_weights(model, guide, args, kwargs, num_samples, shared)
+        z: Any = draw.guide_trace.nodes[model.site]["value"]
+        log_weights = torch.where(torch.isnan(draw.log_weights), -torch.inf, draw.log_weights)
+        z = z.expand(num_samples, *z.shape[1:]).reshape(num_samples, count, -1)
+        return {"value": estimate(z, log_weights if weighted else None)}
+
+    results = for_each_batch(
+        model,
+        guide,
+        data,
+        of_batch,
+        batch_size=size,
+        seed=seed,
+        progress=progress,
+        description="trajectories",
+    )
+    return results["value"]

@@ -1,0 +1,415 @@
+"""A model of sequences, its guide and all that a practitioner does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemvae._checks import argument_error, check_choice, check_count
+from riemvae._recipe import recipe
+from riemvae._seeding import forked
+from riemvae.data import Preprocessing
+from riemvae.data.sequences import Sequences
+from riemvae.inference import LogLikelihood, fit, log_likelihood
+from riemvae.inference.fit import Fit
+from riemvae.longitudinal import AnchoredGuide, FlowChain, LongitudinalVAE, TimeFeatures
+from riemvae.longitudinal.generation import generate
+from riemvae.longitudinal.imputation import Imputation, impute
+from riemvae.longitudinal.posterior_draws import LatentDraws, draw_posterior
+from riemvae.zoo.trained import Trained
+
+# Of all epochs, at most this share are spent on the warm-up.
+_WARMUP_SHARE = 0.2
+
+ESTIMATORS = ("mixture", "single")
+
+
+@recipe
+class SequenceAutoencoder(Trained):
+    """A trained or trainable model of sequences, with the preprocessing of its data.
+
+    Data are sequences ``(N, T, *input_shape)``, ragged lists of ``(t_i, *input_shape)``, or
+    :class:`~riemvae.data.Sequences`; NaN is missing, as is what ``observed (N, T)`` and ``pixel_mask`` say.
+    Images of unsigned bytes are divided by 255; what is imputed or sampled comes back on the scale of the
+    data. ``history_`` and ``fit_`` are of the last training, ``warmup_fit_`` of its warm-up.
+
+    Args:
+        model: The generative model.
+        guide: Its guide.
+        input_shape: The shape of one visit.
+        objective: What ``fit`` maximises; None is the evidence lower bound of the whole sequence.
+        preprocessing: None: found at the first ``fit`` and kept.
+        warmup: Epochs of training in which encoder and decoder are those of a plain VAE of single visits, so
+            that the flows start from a latent space that means something. For an anchored guide only; never
+            more than a fifth of all epochs.
+        times_known: Whether the dynamics has its unit of time, which the first ``fit`` takes from the data.
+
+    Example:
+        >>> from riemvae import zoo
+        >>> ae = zoo.build("lvae", input_shape=(6,), num_visits=3, latent_dim=2, seed=0)
+        >>> x = torch.randn(20, 3, 6, generator=torch.Generator().manual_seed(0))
+        >>> x[0, 1] = float("nan")
+        >>> ae.fit(x, max_epochs=2, seed=0, progress=False).impute(x, num_draws=8).isnan().any()
+        tensor(False)
+        >>> ae.sample(5).shape
+        torch.Size([5, 3, 6])
+    """
+
+    def __init__(
+        self,
+        model: LongitudinalVAE,
+        guide: Any,
+        input_shape: Sequence[int],
+        objective: Any = None,
+        preprocessing: Preprocessing | None = None,
+        warmup: int = 0,
+        times_known: bool = False,
+    ) -> None:
+        super().__init__(model, guide, input_shape, objective, preprocessing)
+        self.times_known = times_known
+        self.warmup = check_count("warmup", warmup, minimum=0)
+        self.warmup_fit_: Fit | None = None
+
+    @property
+    def num_visits(self) -> int | None:
+        """``T`` where visits are numbered; None where they have times."""
+        return self.model.dynamics.num_visits  # type: ignore[no-any-return]
+
+    # -- data ----------------------------------------------------------------------------------------------
+
+    def _raw(self, x: Any, name: str = "x", **given: Any) -> Sequences:
+        """The data on their own scale, checked against the model."""
+        changes = {key: value for key, value in given.items() if value is not None}
+        if isinstance(x, Sequences):
+            data = x
+            if changes:
+                known = {key: getattr(x, key) for key in given}
+                data = Sequences.of(x.x, **{**known, **changes}, labels=x.labels, subjects=x.subjects)
+        elif isinstance(x, dict):
+            data = Sequences.of(**{**x, **changes})
+        else:
+            data = Sequences.of(x, **changes)
+        if tuple(data.x.shape[2:]) != self.input_shape:
+            raise argument_error(name, f"sequences (N, T, {', '.join(map(str, self.input_shape))})", data.x)
+        expected = self.num_visits
+        if expected is not None and data.x.shape[1] != expected:
+            raise argument_error(
+                name,
+                f"{expected} visits, as the model has",
+                f"{data.x.shape[1]}",
+                "leave missing visits in, as NaN or by observed=; irregular times: Sequences.on_grid, or a "
+                "model in continuous time",
+            )
+        if expected is None and data.times is None:
+            raise argument_error(
+                "times", "the times of the visits, (N, T)", None, "this model is a function of time"
+            )
+        return data
+
+    def _prepared(self, raw: Sequences) -> Sequences:
+        weight = self._weight
+        return replace(raw, x=self._processed(raw.x)).to(weight.device, weight.dtype)
+
+    def sequences(
+        self,
+        x: Any,
+        observed: Any = None,
+        pixel_mask: Any = None,
+        times: Any = None,
+        covariates: Any = None,
+        name: str = "x",
+    ) -> Sequences:
+        """The data as the model sees them: checked, preprocessed, on its device.
+
+        Args:
+            x: Sequences as an array, a ragged list, a mapping of these arguments, or
+                :class:`~riemvae.data.Sequences`.
+            observed: ``(N, T)``.
+            pixel_mask: As ``x``.
+            times: ``(N, T)``.
+            covariates: ``(N, c)``.
+            name: Of ``x``, for errors.
+
+        Raises:
+            ValueError: Shapes or masks that do not fit, another number of visits than the model's, no times
+                for a model that needs them.
+        """
+        given = {"observed": observed, "pixel_mask": pixel_mask, "times": times, "covariates": covariates}
+        return self._prepared(self._raw(x, name, **given))
+
+    def _batch(self, data: Sequences) -> dict[str, Tensor]:
+        """The model's arguments; times only where it is a function of them."""
+        batch = data.batch()
+        if self.num_visits is not None:
+            batch.pop("times", None)
+        return batch
+
+    # -- training ------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any,
+        observed: Any = None,
+        *,
+        pixel_mask: Any = None,
+        times: Any = None,
+        covariates: Any = None,
+        val_data: Any = None,
+        max_epochs: int = 100,
+        warmup: int | None = None,
+        **options: Any,
+    ) -> SequenceAutoencoder:
+        """Trains: the warm-up first, then the model of sequences.
+
+        Args:
+            x: Training sequences.
+            observed: ``(N, T)``, True where a visit is seen.
+            pixel_mask: As ``x``, True where a value is seen.
+            times: ``(N, T)``, for models in continuous time.
+            covariates: ``(N, c)``, for models that take them.
+            val_data: Held-out sequences, whose bound is then monitored: an array, a list or
+                :class:`~riemvae.data.Sequences`, which bring their masks, times and covariates.
+            max_epochs: Of both parts together.
+            warmup: In place of the model's own.
+            options: Those of :func:`riemvae.fit`: ``batch_size``, ``learning_rate``, ``patience``,
+                ``seed``... The scheduler, the callbacks and the checkpoint are of the second part.
+
+        Returns:
+            Itself.
+        """
+        data = self.sequences(x, observed, pixel_mask, times, covariates)
+        val = None if val_data is None else self.sequences(val_data, name="val_data")
+        seen = data.seen
+        self.model.likelihood.validate(torch.where(seen, data.x, torch.zeros_like(data.x)))
+        self._fit_times(data)
+        epochs = self._warmup_epochs(check_count("max_epochs", max_epochs), warmup)
+        if epochs and options.get("resume") is None:
+            self._warm_up(data, epochs, options)
+        self.fit_ = fit(
+            self.model,
+            self.guide,
+            self._batch(data),
+            self.objective,
+            val_data=None if val is None else self._batch(val),
+            max_epochs=max_epochs - epochs,
+            **options,
+        )
+        self.eval()
+        return self
+
+    def _fit_times(self, data: Sequences) -> None:
+        """Takes the unit of time from the first training data: another one would be another model."""
+        if self.times_known or data.times is None or self.num_visits is not None:
+            return
+        self.model.dynamics.fit_times(data.times, data.observed)
+        for module in self.guide.modules():
+            if isinstance(module, TimeFeatures):
+                module.fit(data.times, data.observed)
+        self.times_known = True
+
+    def _warmup_epochs(self, max_epochs: int, warmup: int | None) -> int:
+        warmup = self.warmup if warmup is None else check_count("warmup", warmup, minimum=0)
+        return min(warmup, int(_WARMUP_SHARE * max_epochs)) if isinstance(self.guide, AnchoredGuide) else 0
+
+    def _warm_up(self, data: Sequences, epochs: int, options: dict[str, Any]) -> None:
+        """Trains encoder and decoder on single visits: the same model with one visit a sequence."""
+        guide = self.guide
+        single = LongitudinalVAE(
+            self.model.decoder,
+            FlowChain([], self.model.latent_dim),
+            self.model.prior,
+            self.model.likelihood,
+        )
+        single_guide = AnchoredGuide(single, guide.encoder, guide.flow, context=guide.context)
+        kept = ("learning_rate", "optimizer", "gradient_clip", "seed", "accelerator", "devices", "progress")
+        chosen = {key: options[key] for key in kept if key in options}
+        size = options.get("batch_size")
+        if size is not None:  # as many visits a step as the sequences have
+            size = max(1, round(size * int(data.observed.sum()) / len(data)))
+        self.warmup_fit_ = fit(
+            single,
+            single_guide,
+            single_visits(data),
+            max_epochs=epochs,
+            batch_size=size,
+            restore_best=False,
+            **chosen,
+        )
+
+    # -- likelihood ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _anchors(self, estimator: str | None) -> Iterator[None]:
+        """Anchored guides take the estimator's anchors within; others have none."""
+        if estimator is not None:
+            check_choice("estimator", estimator, list(ESTIMATORS))
+        guide = self.guide
+        if not isinstance(guide, AnchoredGuide):
+            if estimator == "single":
+                raise argument_error(
+                    "estimator", "None: this guide sees all visits and has no anchors", estimator
+                )
+            yield
+            return
+        before = guide.anchors
+        guide.anchors = "random" if estimator == "single" else "mixture"
+        try:
+            yield
+        finally:
+            guide.anchors = before
+
+    def log_likelihood(
+        self,
+        x: Any,
+        observed: Any = None,
+        num_samples: int = 100,
+        chunk_size: int | None = None,
+        seed: int | None = None,
+        *,
+        pixel_mask: Any = None,
+        times: Any = None,
+        covariates: Any = None,
+        estimator: str | None = None,
+        **options: Any,
+    ) -> LogLikelihood:
+        """``log p̂(x)`` of the seen part of each sequence, on the preprocessed scale; all constants included.
+
+        Args:
+            x: Sequences.
+            observed: ``(N, T)``.
+            num_samples: ``S``, spread over the anchors.
+            chunk_size: Subjects times samples at once.
+            seed: Of the draws.
+            pixel_mask: As ``x``.
+            times: ``(N, T)``.
+            covariates: ``(N, c)``.
+            estimator: Of an anchored guide: ``"mixture"`` (the default), all observed anchors with the
+                balance heuristic; ``"single"``, one random anchor a subject, as published. Published numbers
+                are divided by the number of visits.
+            options: Those of :func:`riemvae.log_likelihood`.
+        """
+        with self._evaluating(), self._anchors(estimator):
+            batch = self._batch(self.sequences(x, observed, pixel_mask, times, covariates))
+            return log_likelihood(self.model, self.guide, batch, num_samples, chunk_size, seed, **options)
+
+    # -- latent space, imputation --------------------------------------------------------------------------
+
+    def posterior_draws(
+        self,
+        x: Any,
+        observed: Any = None,
+        *,
+        method: str | None = None,
+        num_draws: int = 100,
+        pixel_mask: Any = None,
+        times: Any = None,
+        covariates: Any = None,
+        **options: Any,
+    ) -> LatentDraws:
+        """Draws of the subjects' latent given what is seen.
+
+        See :func:`riemvae.longitudinal.draw_posterior`.
+        """
+        with self._evaluating():
+            batch = self._batch(self.sequences(x, observed, pixel_mask, times, covariates))
+            return draw_posterior(
+                self.model, self.guide, batch, num_draws, method=self._method(method), **options
+            )
+
+    def _method(self, method: str | None) -> str:
+        return (
+            ("importance" if isinstance(self.guide, AnchoredGuide) else "guide") if method is None else method
+        )
+
+    @torch.no_grad()
+    def encode(self, x: Any, observed: Any = None, **options: Any) -> Tensor:
+        """Posterior means of the subjects' latent, ``(N, k)``; options as of :meth:`posterior_draws`."""
+        return self.posterior_draws(x, observed, **options).mean
+
+    @torch.no_grad()
+    def trajectory(self, z_0: Tensor, times: Any = None, covariates: Any = None) -> Tensor:
+        """The latents of all visits, ``z_0 (n, k) -> (n, T, d)``."""
+        rows = [None if v is None else self._rows(v, len(z_0)) for v in (times, covariates)]
+        z: Tensor = self.model.trajectory(z_0.to(self._weight), *rows)
+        return z.transpose(0, 1)
+
+    def imputation(
+        self,
+        x: Any,
+        observed: Any = None,
+        *,
+        method: str | None = None,
+        num_draws: int = 100,
+        pixel_mask: Any = None,
+        times: Any = None,
+        covariates: Any = None,
+        **options: Any,
+    ) -> Imputation:
+        """Filled sequences with intervals.
+
+        See :func:`riemvae.longitudinal.impute` for methods and options. The default is ``"importance"``
+        over all anchors, or the guide's own draws where it sees all visits.
+        """
+        given = {"observed": observed, "pixel_mask": pixel_mask, "times": times, "covariates": covariates}
+        raw = self._raw(x, **given)
+        with self._evaluating():
+            result = impute(
+                self.model,
+                self.guide,
+                self._batch(self._prepared(raw)),
+                method=self._method(method),
+                num_draws=num_draws,
+                **options,
+            ).map(self._undone)
+        # Seen values bit for bit: undoing a preprocessing rounds.
+        return replace(result, filled=torch.where(result.missing, result.filled, raw.x.to(result.filled)))
+
+    def impute(self, x: Any, observed: Any = None, **options: Any) -> Tensor:
+        """``(N, T, *input_shape)``: what was seen as given, what was not by the posterior mean.
+
+        Options are those of :meth:`imputation`, which also gives intervals.
+        """
+        return self.imputation(x, observed, **options).filled
+
+    # -- generation ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        times: Any = None,
+        covariates: Any = None,
+        noise: bool = False,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Synthetic sequences ``(n, T, *input_shape)``: decoder means, or draws with observation noise.
+
+        Args:
+            n: How many.
+            times: ``(T,)`` or ``(n, T)``, for models in continuous time.
+            covariates: ``(c,)`` or ``(n, c)``, for models that take them.
+            noise: Draw from ``p(x|z)`` in place of its mean.
+            seed: Of the draws; the caller's generator is then left as it was.
+        """
+        check_count("n", n)
+        rows = [None if v is None else self._rows(v, n) for v in (times, covariates)]
+        with self._evaluating(), forked(seed):
+            return self._undone(generate(self.model, n, *rows, noise=noise))
+
+    def _rows(self, value: Any, n: int) -> Tensor:
+        tensor = torch.as_tensor(value).to(self._weight)
+        return tensor.expand(n, -1) if tensor.dim() == 1 else tensor
+
+
+def single_visits(data: Sequences) -> dict[str, Tensor]:
+    """Every observed visit as a sequence of one: arguments of a model with ``T = 1``."""
+    visits = {"x": data.x[data.observed].unsqueeze(1)}
+    if data.pixel_mask is not None:
+        visits["pixel_mask"] = data.pixel_mask[data.observed].unsqueeze(1)
+    return visits

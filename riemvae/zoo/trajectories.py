@@ -1,0 +1,312 @@
+"""Chapter 5: linear trajectories of the features of a VAE, or of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from riemvae._checks import argument_error, check_choice, check_count
+from riemvae._recipe import recipe
+from riemvae.data import Preprocessing
+from riemvae.data.sequences import Sequences
+from riemvae.guides import GaussianGuide
+from riemvae.inference import ELBO, fit
+from riemvae.inference.fit import Fit
+from riemvae.likelihoods import Gaussian
+from riemvae.longitudinal import (
+    AnchoredGuide,
+    FeatureDecoder,
+    FlowChain,
+    LinearTrajectory,
+    LongitudinalVAE,
+    TimeFeatures,
+    TrajectoryEncoder,
+    encode_features,
+    trajectory_prior,
+)
+from riemvae.longitudinal.features import OnFeatures
+from riemvae.longitudinal.linear_trajectory import TrajectoryParameters
+from riemvae.longitudinal.trajectory_samples import sample_trajectories
+from riemvae.networks import MLPDecoder
+from riemvae.priors import MixturePrior
+from riemvae.zoo.sequence_bricks import SequenceBricks
+from riemvae.zoo.sequences import SequenceAutoencoder, single_visits
+
+SPATIAL_SAMPLERS = ("mixture", "prior")
+
+
+@recipe
+class TrajectoryAutoencoder(SequenceAutoencoder):
+    """Subjects on straight lines: a speed, a delay and where the line lies, each with a posterior.
+
+    :meth:`fit` has two steps for images, as published: a VAE of single visits, whose means are the features,
+    and then the model of their trajectories with the VAE held fixed; a third one, of everything together, is
+    an option. Scores are their own features. Trajectories are drawn with ``λ`` from a mixture fitted to the
+    training subjects (``spatial``), or from the prior.
+
+    Args:
+        model: Of the data: a :class:`~riemvae.longitudinal.LinearTrajectory`, decoded.
+        guide: Its guide.
+        input_shape: The shape of one visit.
+        objective: Of the trajectories; None is the evidence lower bound.
+        preprocessing: None: found at the first ``fit`` and kept.
+        times_known: Whether the unit of time is known, which the first ``fit`` takes from the data.
+        features: The model of feature trajectories for images, with its guide, as a list of the two; None for
+            scores.
+        num_components: Of the mixture of ``λ``.
+        spatial: That mixture, which ``fit`` sets.
+
+    Example:
+        >>> from riemvae import zoo
+        >>> ae = zoo.build("linear_trajectory", input_shape=(4,), latent_dim=3, seed=0)
+        >>> g = torch.Generator().manual_seed(0)
+        >>> x, times = torch.randn(30, 5, 4, generator=g), torch.arange(5.0).expand(30, 5)
+        >>> ae.fit(x, times=times, max_epochs=2, seed=0, progress=False).sample(3, times=[0.0, 8.0]).shape
+        torch.Size([3, 2, 4])
+        >>> ae.parameters_of(x, times=times).log_speed.shape
+        torch.Size([30])
+    """
+
+    def __init__(
+        self,
+        model: LongitudinalVAE,
+        guide: Any,
+        input_shape: Sequence[int],
+        objective: Any = None,
+        preprocessing: Preprocessing | None = None,
+        times_known: bool = False,
+        features: nn.ModuleList | None = None,
+        num_components: int = 10,
+        spatial: MixturePrior | None = None,
+    ) -> None:
+        super().__init__(model, guide, input_shape, objective, preprocessing, 0, times_known)
+        self.features = features
+        self.num_components = check_count("num_components", num_components)
+        self.spatial = spatial
+        self.feature_fit_: Fit | None = None
+
+    def fit(
+        self,
+        x: Any,
+        observed: Any = None,
+        *,
+        pixel_mask: Any = None,
+        times: Any = None,
+        covariates: Any = None,
+        val_data: Any = None,
+        max_epochs: int = 100,
+        warmup: int | None = None,
+        feature_epochs: int | None = None,
+        joint_epochs: int = 0,
+        **options: Any,
+    ) -> TrajectoryAutoencoder:
+        """Trains the VAE of single visits, then the trajectories of its features, then both on request.
+
+        Args:
+            x: Training sequences.
+            observed: ``(N, T)``.
+            pixel_mask: As ``x``.
+            times: ``(N, T)``.
+            covariates: Not used.
+            val_data: Held-out sequences.
+            max_epochs: Of the trajectories.
+            warmup: Not used.
+            feature_epochs: Of the VAE; None is as many as ``max_epochs``. 0 keeps a VAE that is trained.
+            joint_epochs: Of everything together afterwards.
+            options: Those of :func:`riemvae.fit`, for all steps.
+
+        Returns:
+            Itself.
+        """
+        data = self.sequences(x, observed, pixel_mask, times, covariates)
+        val = None if val_data is None else self.sequences(val_data, name="val_data")
+        self._fit_times(data)
+        if self.features is None:
+            super().fit(data, val_data=val, max_epochs=max_epochs, **options)
+        else:
+            epochs = max_epochs if feature_epochs is None else feature_epochs
+            if check_count("feature_epochs", epochs, minimum=0):
+                self._fit_visits(data, val, epochs, options)
+            self._fit_features(data, val, max_epochs, options)
+            if check_count("joint_epochs", joint_epochs, minimum=0):
+                super().fit(data, val_data=val, max_epochs=joint_epochs, **options)
+        self.eval()
+        codes = self._codes(data).spatial
+        if codes.shape[-1]:
+            components = min(self.num_components, max(1, len(codes) // 10))
+            seed = options.get("seed")
+            self.spatial = MixturePrior.from_codes(codes, components, learn=False, full=True, seed=seed)
+        return self
+
+    def _visit_encoder(self) -> nn.Module:
+        encoder: Any = self.guide.encoder
+        return encoder.encoder  # type: ignore[no-any-return]
+
+    def _fit_visits(
+        self, data: Sequences, val: Sequences | None, epochs: int, options: dict[str, Any]
+    ) -> None:
+        """The VAE of single visits (chapter 5, step 1), which knows no time."""
+        decoder: Any = self.model.decoder
+        encoder = self._visit_encoder()
+        single = LongitudinalVAE(
+            decoder.decoder, FlowChain([], self.latent_dim), likelihood=self.model.likelihood
+        )
+        self.feature_fit_ = fit(
+            single,
+            AnchoredGuide(single, encoder),
+            single_visits(data),
+            val_data=None if val is None else single_visits(val),
+            max_epochs=epochs,
+            **options,
+        )
+
+    def _fit_features(
+        self, data: Sequences, val: Sequences | None, epochs: int, options: dict[str, Any]
+    ) -> None:
+        """The trajectories of the features (step 2): the VAE has no part in it."""
+        model, guide = self.features  # type: ignore[misc]
+
+        def batch(part: Sequences) -> dict[str, Tensor]:
+            codes = encode_features(self._visit_encoder(), part.x, part.observed, part.pixel_mask)
+            arguments = {**self._batch(part), "x": codes}
+            arguments.pop("pixel_mask", None)
+            return arguments
+
+        self.fit_ = fit(
+            model,
+            guide,
+            batch(data),
+            self.objective,
+            val_data=None if val is None else batch(val),
+            max_epochs=epochs,
+            **options,
+        )
+
+    @torch.no_grad()
+    def _codes(self, data: Sequences) -> TrajectoryParameters:
+        with self._evaluating():
+            mean = self.guide.posterior(**self._batch(data)).mean
+        dynamics: Any = self.model.dynamics
+        return dynamics.split(mean)  # type: ignore[no-any-return]
+
+    def parameters_of(
+        self, x: Any, observed: Any = None, *, times: Any = None, pixel_mask: Any = None
+    ) -> TrajectoryParameters:
+        """Posterior means of ``η (N,)``, ``τ (N,)`` and ``λ (N, d - 1)``, in the model's unit of time."""
+        return self._codes(self.sequences(x, observed, pixel_mask, times))
+
+    @torch.no_grad()
+    def progression(
+        self, x: Any, observed: Any = None, *, times: Any = None, pixel_mask: Any = None
+    ) -> Tensor:
+        """``exp(η)(t - τ)`` of every visit at posterior means, ``(N, T)``: subjects' times on one scale."""
+        data = self.sequences(x, observed, pixel_mask, times)
+        with self._evaluating():
+            mean = self.guide.posterior(**self._batch(data)).mean
+        dynamics: Any = self.model.dynamics
+        return dynamics.progression(mean, data.times)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        times: Any = None,
+        covariates: Any = None,
+        noise: bool = False,
+        seed: int | None = None,
+        spatial: str | Tensor | None = None,
+    ) -> Tensor:
+        """Synthetic patients ``(n, T, *input_shape)``.
+
+        Args:
+            n: How many.
+            times: ``(T,)`` or ``(n, T)``.
+            covariates: Not used.
+            noise: Draw from ``p(x|z)`` in place of its mean.
+            seed: Of the draws; the caller's generator is then left as it was.
+            spatial: Where ``λ`` comes from: ``"mixture"`` (the default of a fitted model), ``"prior"``, or
+                values ``(n, d - 1)``, such as those of real patients, whose possible courses are then drawn.
+        """
+        check_count("n", n)
+        if times is None:
+            raise argument_error("times", "the times to draw at, (T,) or (n, T)", None)
+        source: Any = spatial
+        if not isinstance(spatial, Tensor):
+            chosen = ("prior" if self.spatial is None else "mixture") if spatial is None else spatial
+            if check_choice("spatial", chosen, list(SPATIAL_SAMPLERS)) == "mixture" and self.spatial is None:
+                raise RuntimeError("the mixture of λ is fitted by fit(x)")
+            source = self.spatial() if chosen == "mixture" and self.spatial is not None else None
+        with self._evaluating():
+            drawn = sample_trajectories(self.model, self._rows(times, n), source, size=n, seed=seed)
+            x = drawn.x
+            if noise:
+                z = self.model.trajectory(drawn.z_0, self._rows(times, n))
+                x = self.model.likelihood(self.model.decode(z), 2).sample().transpose(0, 1)
+            return self._undone(x)
+
+
+def linear_trajectory(
+    bricks: SequenceBricks,
+    *,
+    sigma_eta: float = 0.5,
+    sigma_tau: float = 1.0,
+    spatial: str = "first",
+    cell: str = "gru",
+    hidden_size: int = 128,
+    num_layers: int = 1,
+    mapping_hidden: Sequence[int] = (512,),
+    beta: float = 1.0,
+    num_components: int = 10,
+) -> TrajectoryAutoencoder:
+    """Chapter 5: each subject a straight line, by its speed, its delay and where it lies.
+
+    An image has ``d`` features; scores are their own. ``sigma_eta`` and ``sigma_tau`` are the prior's
+    deviations of log speed and delay, in units of the standardised time; ``spatial`` is ``"first"`` (``λ``
+    from the first observed visit, as published) or ``"all"``. The network of the visits is a GRU of one
+    layer; table 5.4's is ``cell="elman"``, ``num_layers=3``, ``hidden_size=512``. ``beta=0.1`` weighs the KL
+    part as published. The scale of the features' noise is learned.
+
+    Source: Chadebec, Huijben, Pluim, Allassonnière and van Eijnatten (2022); thesis, chapter 5.
+    """
+    if bricks.num_visits is not None:
+        raise argument_error(
+            "num_visits", "None: trajectories are functions of time", bricks.num_visits, "pass times= to fit"
+        )
+    images = len(bricks.input_shape) > 1
+    d = bricks.latent_dim
+    size = d if images else bricks.input_shape[0]
+    dynamics = LinearTrajectory(d)
+    prior = trajectory_prior(d, sigma_eta, sigma_tau)
+    mapping = MLPDecoder(d, size, tuple(mapping_hidden))
+    lines = TrajectoryEncoder(
+        nn.Flatten(),
+        d,
+        spatial,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        cell=cell,
+        sigma_eta=sigma_eta,
+        sigma_tau=sigma_tau,
+        time_features=TimeFeatures(frequencies=0),
+        num_features=size,
+    )
+    noise = Gaussian(scale="learned")
+    objective = ELBO(beta=beta)
+    if not images:
+        model = LongitudinalVAE(mapping, dynamics, prior, noise)
+        guide = GaussianGuide(model, lines, latent=model.site)
+        return TrajectoryAutoencoder(
+            model, guide, bricks.input_shape, objective, num_components=num_components
+        )
+    inner = LongitudinalVAE(mapping, dynamics, prior, noise)
+    decoder = FeatureDecoder(mapping, bricks.decoder, frozen=False)
+    model = LongitudinalVAE(decoder, dynamics, prior, bricks.likelihood)
+    guide = GaussianGuide(model, OnFeatures(bricks.encoder, lines), latent=model.site)
+    features = nn.ModuleList([inner, GaussianGuide(inner, lines, latent=inner.site)])
+    return TrajectoryAutoencoder(
+        model, guide, bricks.input_shape, objective, features=features, num_components=num_components
+    )

@@ -1,0 +1,214 @@
+"""The autoencoder of sequences: data in, likelihood, imputation, samples and files out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from longitudinal_oracles import AffineDecoder, AffineSequences
+from torch import nn
+
+import riemvae as rv
+from riemvae.data import Sequences
+
+
+class VisitEncoder(nn.Module):
+    """A wide Gaussian around the least-squares latent of one visit."""
+
+    def __init__(self, encode):
+        super().__init__()
+        self.encode = encode
+
+    def forward(self, x):
+        return self.encode(x)
+
+
+def oracle_autoencoder(oracle, **options):
+    model = oracle.model()
+    return rv.zoo.build(
+        "lvae",
+        input_shape=(oracle.data_dim,),
+        num_visits=oracle.num_visits,
+        latent_dim=oracle.latent_dim,
+        likelihood=rv.likelihoods.Gaussian(oracle.scale),
+        encoder=VisitEncoder(oracle.visit_posterior()),
+        decoder=AffineDecoder(oracle.C, oracle.c),
+        transitions=list(model.dynamics.transitions),
+        **options,
+    ).double()
+
+
+def toy(n=40, visits=3, dim=6, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, visits, dim, generator=g)
+
+
+@pytest.mark.parametrize("estimator", ["mixture", "single"])
+def test_the_likelihood_of_any_subset_of_visits_is_that_of_the_gaussian(estimator):
+    oracle = AffineSequences(num_visits=3)
+    ae = oracle_autoencoder(oracle)
+    x = oracle.sample(5)
+    observed = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0]]).bool()
+    missing = torch.where(observed[..., None], x, float("nan"))
+    ll = ae.log_likelihood(missing, observed, num_samples=6000, estimator=estimator, seed=0)
+    exact = torch.stack([oracle.log_prob(a, s) for a, s in zip(x, observed)])
+    assert ((ll.log_prob - exact).abs() < 4 * ll.mcse + 1e-9).all()
+    assert (ll.mcse < 0.1).all()
+
+
+def test_numpy_and_float_masks_are_taken():
+    oracle = AffineSequences(num_visits=3)
+    ae = oracle_autoencoder(oracle)
+    x, observed = oracle.sample(4), torch.rand(4, 3, generator=torch.Generator().manual_seed(1)) < 0.6
+    observed[:, 0] = True
+    first = ae.log_likelihood(x, observed, num_samples=50, seed=0).log_prob
+    second = ae.log_likelihood(x.numpy(), observed.double().numpy(), num_samples=50, seed=0).log_prob
+    assert torch.equal(first, second)
+
+
+def test_imputed_visits_are_the_exact_conditional_mean():
+    oracle = AffineSequences(num_visits=3)
+    ae = oracle_autoencoder(oracle)
+    x = oracle.sample(4)
+    observed = torch.tensor([[1, 1, 0], [1, 0, 1], [0, 1, 0], [0, 0, 1]]).bool()
+    torch.manual_seed(0)
+    filled = ae.impute(x, observed, num_draws=20_000)
+    assert filled.shape == x.shape
+    assert torch.equal(filled[observed], x[observed])
+    for row in range(4):
+        mean, cov = oracle.predictive(x[row], observed[row])
+        error = (filled[row].reshape(-1) - mean).reshape(3, -1)[~observed[row]]
+        # 20,000 weighted draws of standard deviation at most that of the prediction.
+        assert error.abs().max() < 6 * float(cov.diagonal().max()) ** 0.5 / 100
+
+
+def test_nothing_seen_is_changed_by_what_is_not():
+    ae = rv.zoo.build("lvae", (6,), num_visits=3, latent_dim=2, hidden=(8,), seed=0)
+    x = toy(10)
+    observed = torch.rand(10, 3, generator=torch.Generator().manual_seed(0)) < 0.6
+    observed[:, 0] = True
+    results = []
+    for junk in (0.0, float("nan"), 1e30):
+        data = torch.where(observed[..., None], x, junk)
+        other = rv.zoo.build("lvae", (6,), num_visits=3, latent_dim=2, hidden=(8,), seed=0)
+        other.fit(data, observed, max_epochs=3, batch_size=4, seed=0, progress=False)
+        results.append(
+            [
+                torch.cat([p.detach().flatten() for p in other.parameters()]),
+                other.log_likelihood(data, observed, num_samples=10, seed=0).log_prob,
+                other.impute(data, observed, num_draws=10, seed=0),
+            ]
+        )
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+    assert ae.history_ if ae.fit_ else True
+
+
+def test_training_lowers_the_bound_and_warms_up_first():
+    ae = rv.zoo.build("lvae", (6,), num_visits=3, latent_dim=2, hidden=(16,), warmup=3, seed=0)
+    x = toy(60) @ torch.randn(6, 6, generator=torch.Generator().manual_seed(3)) * 0.5
+    ae.fit(x, max_epochs=20, batch_size=20, learning_rate=5e-3, seed=0, progress=False)
+    assert len(ae.warmup_fit_.history) == 3
+    assert len(ae.history_) == 17
+    losses = ae.history_["train_loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_bytes_are_images_and_come_back_as_such():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (12, 2, 1, 8, 8), generator=g, dtype=torch.uint8)
+    ae = rv.zoo.build("lvae", (1, 8, 8), num_visits=2, latent_dim=2, hidden=(16,), architecture="mlp", seed=0)
+    observed = torch.ones(12, 2, dtype=torch.bool)
+    observed[3, 1] = False
+    ae.fit(x, observed, max_epochs=1, progress=False, seed=0)
+    filled = ae.impute(x, observed, num_draws=4)
+    assert torch.equal(filled[observed], x[observed].to(filled))
+    assert ae.sample(3, seed=0).shape == (3, 2, 1, 8, 8)
+    assert torch.equal(ae.sample(3, seed=0), ae.sample(3, seed=0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"prior": "vamp", "components": 7},
+        {"posterior": "iaf"},
+        {"flow": "coupling", "inference": "mixture"},
+        {"flow": "nsf"},
+        {"flow": "maf"},
+        {"length_averaged": True},
+    ],
+    ids=lambda o: "-".join(map(str, o.values())) or "default",
+)
+def test_every_variant_trains_saves_and_loads(options, tmp_path):
+    ae = rv.zoo.build("lvae", (6,), num_visits=3, latent_dim=2, hidden=(8,), seed=0, **options)
+    x = toy(16)
+    x[2, 1] = float("nan")
+    ae.fit(x, max_epochs=2, batch_size=8, seed=0, progress=False)
+    ll = ae.log_likelihood(x, num_samples=12, seed=0)
+    assert torch.isfinite(ll.log_prob).all()
+    ae.save(tmp_path / "ae")
+    again = rv.load(tmp_path / "ae")
+    assert torch.equal(again.log_likelihood(x, num_samples=12, seed=0).log_prob, ll.log_prob)
+    assert again.guide.model is again.model
+    assert torch.equal(again.impute(x, num_draws=6, seed=1), ae.impute(x, num_draws=6, seed=1))
+
+
+def test_ragged_lists_are_padded_to_the_models_visits():
+    ae = rv.zoo.build("lvae", (6,), num_visits=3, latent_dim=2, hidden=(8,), seed=0)
+    ragged = [toy(1, t)[0] for t in (3, 1, 2, 3)]
+    ae.fit(ragged, max_epochs=1, progress=False, seed=0)
+    assert ae.impute(ragged, num_draws=4).shape == (4, 3, 6)
+    assert ae.sequences(ragged).observed.sum().item() == 9
+
+
+def test_sequences_bring_their_masks():
+    ae = rv.zoo.build("lvae", (6,), num_visits=3, latent_dim=2, hidden=(8,), seed=0)
+    x = toy(8)
+    data = Sequences.of(x).drop_visits(0.5, seed=0)
+    first = ae.log_likelihood(data, num_samples=8, seed=0).log_prob
+    second = ae.log_likelihood(x, data.observed, num_samples=8, seed=0).log_prob
+    assert torch.equal(first, second)
+    third = ae.log_likelihood({"x": x, "observed": data.observed}, num_samples=8, seed=0).log_prob
+    assert torch.equal(first, third)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda ae: ae.fit(toy(4, 2)), "3 visits"),
+        (lambda ae: ae.fit(toy(4, 3, 5)), "N, T, 6"),
+        (lambda ae: ae.fit(toy(4), torch.ones(4, 2)), "observed"),
+        (lambda ae: ae.fit(toy(4), pixel_mask=torch.ones(4, 3, 5)), "pixel_mask"),
+        (lambda ae: ae.log_likelihood(toy(4), estimator="best"), "estimator"),
+        (lambda ae: ae.sample(0), "n"),
+        (lambda ae: rv.zoo.build("lvae", (6,), num_visits=3, depth=3), "depth"),
+        (lambda ae: rv.zoo.build("lvae", (6,)), "num_visits"),
+        (lambda ae: rv.zoo.build("lvae", (6,), num_visits=3, transitions=[]), "transitions"),
+        (lambda ae: rv.zoo.build("lvae", (6,), num_visits=3, prior="flat"), "prior"),
+        (lambda ae: rv.zoo.build("lvae", (6,), num_visits=3, flow="glow"), "flow"),
+        (lambda ae: rv.zoo.build("vae", (6,)), "latent_dim"),
+        (lambda ae: rv.zoo.build("lvaes", (6,)), "name"),
+    ],
+)
+def test_errors_name_the_argument(call, words):
+    ae = rv.zoo.build("lvae", (6,), num_visits=3, latent_dim=2, hidden=(8,), seed=0)
+    with pytest.raises(ValueError, match=words):
+        call(ae)
+
+
+def test_a_single_visit_is_a_plain_autoencoder():
+    ae = rv.zoo.build("lvae", (6,), num_visits=1, latent_dim=2, hidden=(8,), seed=0)
+    x = toy(5, 1)
+    vae = rv.VAE(ae.model.decoder, 2, likelihood=rv.likelihoods.Gaussian())
+    guide = rv.guides.GaussianGuide(vae, ae.guide.encoder)
+    ours = ae.log_likelihood(x, num_samples=4000, seed=0)
+    plain = rv.log_likelihood(vae, guide, x[:, 0], 4000, seed=1)
+    error = (ours.mcse**2 + plain.mcse**2).sqrt()
+    assert ((ours.log_prob - plain.log_prob).abs() < 4 * error + 1e-6).all()
+
+
+def test_numpy_arrays_give_tensors():
+    ae = rv.zoo.build("lvae", (6,), num_visits=3, latent_dim=2, hidden=(8,), seed=0)
+    assert isinstance(ae.impute(np.asarray(toy(3)), num_draws=3), torch.Tensor)
