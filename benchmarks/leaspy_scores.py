@@ -154,7 +154,7 @@ def run(quick: bool, python: str, seeds: tuple[int, ...] = SEEDS, iterations: in
     """Both sides on both kinds of scores; errors are paired by subject."""
     iterations, epochs = (200, 5) if quick else (iterations, EPOCHS)
     seeds = seeds[:1] if quick else seeds
-    rows, extra = [], {}
+    rows, extra, release = [], {}, ""
     for kind in SIZES:
         runs = []
         for seed in seeds:
@@ -163,6 +163,7 @@ def run(quick: bool, python: str, seeds: tuple[int, ...] = SEEDS, iterations: in
             seen = (torch.arange(VISITS) < SEEN).expand(TEST_SUBJECTS, -1)
             mine = judge(ours(kind, train, test, seen, seed, epochs), test, seen)
             peer = theirs(python, "logistic", kind, train, test, seen, seed, iterations)
+            release = str(peer["leaspy"])
             peer = judge(peer, test, seen)
             runs.append((mine, peer))
             console.print(
@@ -176,7 +177,7 @@ def run(quick: bool, python: str, seeds: tuple[int, ...] = SEEDS, iterations: in
     method = (
         f"{SUBJECTS} subjects with {VISITS} visits to train on; {TEST_SUBJECTS} others, told of {SEEN} and "
         f"asked about the rest. Errors are root mean squares against the noiseless scores (noise {NOISE}). "
-        f"leaspy: logistic model, {iterations} iterations, scipy_minimize. Ours: {epochs} epochs. "
+        f"leaspy {release}: logistic model, {iterations} iterations, scipy_minimize. Ours: {epochs} epochs. "
         f"{len(seeds)} seed(s); the interval is that of the paired difference of squared errors, two "
         "standard errors over subjects. Seconds of the processor, training and the others' parameters."
     )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +155,19 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pyro": version("pyro-ppl"),
-        "pythae": version("pythae"),
+        "pythae": _version("pythae"),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "clock": clock.name,
         "load": _load(),
     }
+
+
+def _version(name: str) -> str | None:
+    """Of a peer, where it is installed: not every benchmark needs each."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _load() -> float | None:

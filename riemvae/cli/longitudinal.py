@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
+import json
 import math
 import sys
 import warnings
@@ -15,7 +17,7 @@ from riemvae.cli.arguments import count, level, names, numbers, pair, seed, shap
 from riemvae.cli.filled import Filled, check_drawable, draw_filled, write_table
 from riemvae.cli.layout import FILE, TABLES, Layout, add_layout_options, present_visits
 from riemvae.cli.recipe_options import recipe_options
-from riemvae.cli.shared import check_suffix, print_columns, print_table
+from riemvae.cli.shared import check_suffix, print_columns, print_table, refuse_folder
 
 # What computes is imported inside the commands, so that --help and a mistyped option answer at once.
 if TYPE_CHECKING:
@@ -24,9 +26,18 @@ if TYPE_CHECKING:
     from riemvae.data.sequences import Sequences
     from riemvae.zoo import SequenceAutoencoder
 
-MODELS = ("lvae", "continuous_lvae", "visit_vae", "gp_vae", "topographic_vae", "bubble_vae", "latent_ode")
+MODELS = (
+    "lvae",
+    "continuous_lvae",
+    "linear_trajectory",
+    "visit_vae",
+    "gp_vae",
+    "topographic_vae",
+    "bubble_vae",
+    "latent_ode",
+)
 # Models of visits at any times; and those of numbered visits or, where the data have them, of times.
-IN_TIME = ("continuous_lvae", "latent_ode")
+IN_TIME = ("continuous_lvae", "linear_trajectory", "latent_ode")
 IN_EITHER = ("visit_vae", "gp_vae")
 LIKELIHOODS = ("gaussian", "learned", "bernoulli", "continuous_bernoulli", "poisson")
 ARCHITECTURES = ("mlp", "conv", "table_1_10", "table_1_13", "table_6_4")
@@ -51,8 +62,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--model",
         choices=MODELS,
         default="lvae",
-        help="lvae: numbered visits linked by flows; continuous_lvae, latent_ode: visits at any times; the "
-        "others: what these are compared with",
+        help="lvae: numbered visits linked by flows; continuous_lvae: any times, by a flow of time; "
+        "linear_trajectory: any times, each subject on a line with a speed and a delay; the others: what "
+        "these are compared with",
     )
     fit.add_argument("--latent-dim", type=count, default=16, metavar="D", help="latent dimensions")
     fit.add_argument(
@@ -81,6 +93,18 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--standardize", action="store_true", help="centre and scale each feature, undone in results"
     )
     fit.add_argument("--epochs", type=count, default=100, metavar="N", help="passes over the data, at most")
+    fit.add_argument(
+        "--feature-epochs",
+        type=count,
+        metavar="N",
+        help="of linear_trajectory: for the features of images, before the trajectories; default: --epochs",
+    )
+    fit.add_argument(
+        "--joint-epochs",
+        type=count,
+        metavar="N",
+        help="of linear_trajectory: for features and trajectories together, at the end; default: 0",
+    )
     fit.add_argument("--batch-size", type=count, default=100, metavar="N", help="sequences a step")
     fit.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="of Adam")
     fit.add_argument("--patience", type=count, metavar="N", help="epochs without progress before stopping")
@@ -187,6 +211,13 @@ def _fit(arguments: argparse.Namespace) -> None:
     if arguments.inference is not None:
         if options.setdefault("inference", arguments.inference) != arguments.inference:
             raise ValueError("--inference: expected it once, got --option inference=... too.")
+    steps = {"feature_epochs": arguments.feature_epochs, "joint_epochs": arguments.joint_epochs}
+    steps = {name: value for name, value in steps.items() if value is not None}
+    if steps and model != "linear_trajectory":
+        raise ValueError(
+            f"--{next(iter(steps)).replace('_', '-')}: expected none, for a model that is trained in one "
+            f"step, got {next(iter(steps.values()))}; leave it out, or choose linear_trajectory."
+        )
     numbered = model not in (IN_TIME if arguments.grid else IN_TIME + IN_EITHER)
     data, layout = Layout().changed(arguments).read(arguments.data, arguments, numbered)
     val = None if arguments.val is None else layout.read(arguments.val, arguments, numbered)[0]
@@ -194,15 +225,16 @@ def _fit(arguments: argparse.Namespace) -> None:
         numbered = True
 
     from riemvae import likelihoods, zoo
+    from riemvae.inference.training import NotFinite
     from riemvae.zoo import RECIPES
 
-    takes_covariates = "covariates" in inspect.signature(RECIPES[model]).parameters
+    takes_covariates = _takes_covariates(model)
     if takes_covariates and data.covariates is not None:
         options.setdefault("covariates", data.covariates.shape[1])
     if layout.covariates and not takes_covariates:
         raise ValueError(
             f"--covariates: expected none, got {', '.join(layout.covariates)}: {model!r} takes none; leave "
-            f"them out, or choose one of {', '.join(IN_TIME)}."
+            f"them out, or choose one of {', '.join(filter(_takes_covariates, RECIPES))}."
         )
     likelihood: Any = arguments.likelihood
     if likelihood == "learned":
@@ -219,24 +251,32 @@ def _fit(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         **options,
     )
-    autoencoder.fit(
-        data,
-        val_data=val,
-        max_epochs=arguments.epochs,
-        batch_size=min(arguments.batch_size, len(data)),
-        learning_rate=arguments.learning_rate,
-        patience=arguments.patience,
-        seed=arguments.seed,
-    )
-    _save(
-        arguments.out, autoencoder, layout if arguments.data.suffix.lower() in TABLES or layout.grid else None
-    )
+    try:
+        autoencoder.fit(
+            data,
+            val_data=val,
+            max_epochs=arguments.epochs,
+            batch_size=min(arguments.batch_size, len(data)),
+            learning_rate=arguments.learning_rate,
+            patience=arguments.patience,
+            seed=arguments.seed,
+            **steps,
+        )
+    except RuntimeError as error:
+        if not isinstance(error.__context__, NotFinite):
+            raise
+        raise ValueError(
+            f"--learning-rate: expected one that training stays finite with, got "
+            f"{arguments.learning_rate:g}: {error}"
+        ) from None
+    by_layout = arguments.data.suffix.lower() in TABLES or layout.grid
+    _save(arguments.out, autoencoder, layout if by_layout else None)
     history, fitted = autoencoder.history_, autoencoder.fit_
     losses = [name for name in ("train_loss", "val_loss") if name in history.columns]
     warmup = 0 if autoencoder.warmup_fit_ is None else len(autoencoder.warmup_fit_.history)
     rows = {
         "visits": f"{int(data.observed.sum())} observed of {data.num_visits} at most of {len(data)} subjects",
-        "likelihood": arguments.likelihood,
+        "likelihood": str(autoencoder.model.likelihood),
         "parameters": sum(p.numel() for p in autoencoder.parameters()),
         "epochs": f"{len(history)}" + (f" after {warmup} of warm-up on single visits" if warmup else ""),
         **{f"last {name} (nats a sequence)": history[-1][name] for name in losses},
@@ -248,6 +288,12 @@ def _fit(arguments: argparse.Namespace) -> None:
         write_figure(fitted.plot().figure, arguments.picture)
         rows["picture"] = str(arguments.picture)
     print_table(f"{model} on {len(data)} sequences, visits of shape {data.shape}", rows)
+
+
+def _takes_covariates(model: str) -> bool:
+    from riemvae.zoo import RECIPES
+
+    return "covariates" in inspect.signature(RECIPES[model]).parameters
 
 
 def _standardized(data: Sequences) -> Any:
@@ -274,16 +320,18 @@ def _standardized(data: Sequences) -> Any:
 
 def _refuse_out(folder: Path) -> None:
     """Finds out before a long training that its result could not be written."""
-    from riemvae.persistence.files import CONFIG, WEIGHTS
+    from riemvae.persistence.files import CONFIG, FORMAT, WEIGHTS
 
-    if folder.is_file():
-        raise ValueError(f"--out: expected a folder to write, got the file {folder}; pass another path.")
-    if folder.is_dir():
-        entries = {entry.name for entry in folder.iterdir()}
-        if entries and (CONFIG not in entries or entries - {CONFIG, WEIGHTS, FILE}):
-            raise ValueError(
-                f"--out: expected a new folder or an earlier model, got {folder}; pass another path."
-            )
+    refuse_folder(folder)
+    entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    earlier = False
+    if not entries - {CONFIG, WEIGHTS, FILE}:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            earlier = json.loads((folder / CONFIG).read_bytes()).get("format") == FORMAT
+    if entries and not earlier:
+        raise ValueError(
+            f"--out: expected a new folder or an earlier model, got {folder}; pass another path."
+        )
 
 
 def _save(folder: Path, autoencoder: SequenceAutoencoder, layout: Layout | None) -> None:

@@ -421,7 +421,7 @@ def test_a_subject_nobody_saw_has_likelihood_one():
         x = torch.where(observed[..., None], x, math.nan)
         found = rv.log_likelihood(model, guide, {"x": x, "observed": observed}, num_samples=20, seed=0)
         assert found.log_prob[1].abs() < 1e-12 and found.mcse[1] < 1e-12
-        assert (found.log_prob[[0, 2, 3, 4]] < -0.5).all()
+        assert (found.log_prob[[0, 2, 3, 4]].abs() > 0.01).all()
         # The same by its values, none of which is seen.
         pixels = torch.ones_like(x, dtype=torch.bool)
         pixels[1] = False

@@ -165,6 +165,8 @@ def _trained(
     fitted = ae.fit_
     if fitted is None:
         raise RuntimeError("a training without its history")
+    if fitted.stop_reason == "interrupted":
+        raise KeyboardInterrupt  # what there is of it is in the checkpoint
     losses = fitted.history["val_loss"]
     training = {
         "parameters": sum(p.numel() for p in ae.parameters()),
