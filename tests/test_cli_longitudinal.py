@@ -261,6 +261,26 @@ def test_filled_arrays(images, tmp_path):
     assert bool(read_sequences(out).observed.all())
 
 
+def test_labels_and_subjects_stay_with_filled_arrays(tmp_path, in_time):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 3, 2)).astype(np.float32)
+    x[1, 1] = np.nan
+    known = {
+        "times": np.array([0.0, 1.0, 2.5]),
+        "covariates": np.ones((4, 1)),
+        "subjects": np.array(list("abcd")),
+    }
+    np.savez(tmp_path / "a.npz", x=x, labels=np.array(["ill", "well", "well", "ill"]), **known)
+    options = ("--draws", 5, "--out", tmp_path / "f.npz")
+    assert call("impute", in_time / "m", tmp_path / "a.npz", *options) == 0
+    with np.load(tmp_path / "f.npz") as file:
+        assert file["labels"].tolist() == ["ill", "well", "well", "ill"]
+        assert file["subjects"].tolist() == list("abcd")
+        assert file["times"].tolist() == [[0.0, 1.0, 2.5]] * 4
+        assert file["missing"].nonzero()[:2] == (pytest.approx([1, 1]), pytest.approx([1, 1]))
+        np.testing.assert_array_equal(file["x"][~file["missing"]], x[~np.isnan(x)])
+
+
 def test_in_continuous_time_the_rows_of_the_table_are_what_is_filled_in(in_time, tmp_path):
     out = tmp_path / "filled.csv"
     assert call("impute", in_time / "m", in_time / "a.csv", "--out", out, "--draws", 20) == 0
@@ -485,6 +505,29 @@ def test_visits_go_to_the_nearest_time_of_the_grid(tmp_path):
     assert [row["filled"] for row in rows] == ["1", "0", "0", "0", "0", "1"] * 3
 
 
+def test_arrays_with_times_go_to_the_grid(tmp_path):
+    x = np.random.default_rng(0).normal(size=(6, 2, 2)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", x=x, times=np.array([[0.2, 1.9], [1.0, 2.0]] * 3))
+    options = ("--grid", "0,1,2", *SMALL, *FLOW)
+    assert call("fit", tmp_path / "a.npz", "--out", tmp_path / "m", *options) == 0
+    assert call("impute", tmp_path / "m", tmp_path / "a.npz", "--out", tmp_path / "f.npz", "--draws", 3) == 0
+    with np.load(tmp_path / "f.npz") as file:
+        assert file["missing"].all(2).tolist() == [[False, True, False], [True, False, False]] * 3
+        np.testing.assert_array_equal(file["x"][0, [0, 2]], x[0])
+    # Without times a file's visits are numbered as they come.
+    np.savez(tmp_path / "b.npz", x=np.zeros((2, 3, 2), np.float32))
+    assert call("impute", tmp_path / "m", tmp_path / "b.npz", "--out", tmp_path / "f.npz", "--draws", 3) == 0
+
+
+def test_visits_that_cannot_be_drawn(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", x=np.zeros((4, 2, 5, 3, 3), np.float32))
+    options = ("--architecture", "mlp", *SMALL, *FLOW)
+    assert call("fit", tmp_path / "a.npz", "--out", tmp_path / "m", *options) == 0
+    picture = ("--picture", tmp_path / "p.png")
+    assert "--picture" in error_of(capsys, "sample", tmp_path / "m", "--out", tmp_path / "s.npz", *picture)
+    assert not (tmp_path / "s.npz").exists()
+
+
 def test_images_of_a_table(tmp_path):
     rng = np.random.default_rng(0)
     rows = []
@@ -506,6 +549,7 @@ def test_images_of_a_table(tmp_path):
 # -- errors, help --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_errors_of_fit_are_one_line_and_write_nothing(table, images, in_time, tmp_path, capsys):
     new = ("--out", tmp_path / "new")
 

@@ -48,21 +48,21 @@ _SET = {**_MIXTURE, "inference": "set"}
 MODELS: dict[str, Model] = {
     "lvae": Model("LVAE, published form", "lvae", {}, cost=2.0),
     "lvae_averaged": Model("LVAE, loss averaged over visits", "lvae", {"length_averaged": True}, cost=2.0),
-    "lvae_vamp": Model("LVAE + VampPrior", "lvae", {"prior": "vamp"}, cost=2.5),
-    "lvae_iaf": Model("LVAE + IAF posterior", "lvae", {"posterior": "iaf"}, cost=2.2),
+    "lvae_vamp": Model("LVAE + VampPrior", "lvae", {"prior": "vamp"}, cost=2.3),
+    "lvae_iaf": Model("LVAE + IAF posterior", "lvae", {"posterior": "iaf"}, cost=2.1),
     "lvae_mixture": Model("LVAE, all anchors, couplings", "lvae", _MIXTURE, cost=1.8),
     "lvae_mixture_iaf": Model(
-        "LVAE, all anchors, couplings + IAF posterior", "lvae", {**_MIXTURE, "posterior": "iaf"}, cost=3.0
+        "LVAE, all anchors, couplings + IAF posterior", "lvae", {**_MIXTURE, "posterior": "iaf"}, cost=4.5
     ),
     "lvae_mixture_vamp": Model(
-        "LVAE, all anchors, couplings + VampPrior", "lvae", {**_MIXTURE, "prior": "vamp"}, cost=2.5
+        "LVAE, all anchors, couplings + VampPrior", "lvae", {**_MIXTURE, "prior": "vamp"}, cost=2.4
     ),
     "lvae_mixture_scale": Model(
         "LVAE, all anchors, couplings, learned scale", "lvae", _MIXTURE, scale="learned", cost=1.8
     ),
-    "lvae_set": Model("LVAE, set encoder, couplings", "lvae", _SET, cost=1.8),
+    "lvae_set": Model("LVAE, set encoder, couplings", "lvae", _SET, cost=1.6),
     "lvae_bins": Model("LVAE on nearest bins", "lvae", _MIXTURE, timed=True, kind="bins", cost=4.0),
-    "continuous_lvae": Model("LVAE in continuous time, flow", "continuous_lvae", {}, timed=True, cost=3.0),
+    "continuous_lvae": Model("LVAE in continuous time, flow", "continuous_lvae", {}, timed=True, cost=1.3),
     "continuous_ode": Model(
         "LVAE in continuous time, ODE", "continuous_lvae", {"dynamics": "ode"}, timed=True, cost=8.0
     ),
@@ -71,20 +71,20 @@ MODELS: dict[str, Model] = {
         "continuous_lvae",
         {"inference": "set"},
         timed=True,
-        cost=3.0,
+        cost=1.3,
     ),
     "visit_vae": Model("VAE of visits", "visit_vae", {}),
-    "visit_vamp": Model("VAE of visits + VampPrior", "visit_vae", {"prior": "vamp"}, cost=1.5),
-    "gp_vae_rbf": Model("GP-VAE, RBF", "gp_vae", {"kernel": "rbf"}, cost=1.2),
-    "gp_vae_cauchy": Model("GP-VAE, Cauchy", "gp_vae", {"kernel": "cauchy"}, cost=1.2),
-    "gp_vae_diffusion": Model("GP-VAE, diffusion", "gp_vae", {"kernel": "diffusion"}, cost=1.2),
-    "gp_vae_matern": Model("GP-VAE, Matérn", "gp_vae", {"kernel": "matern"}, cost=1.2),
-    "topographic_none": Model("topographic VAE, none", "topographic_vae", {"coherence": "none"}, cost=1.5),
-    "topographic_short": Model("topographic VAE, short", "topographic_vae", {"coherence": "short"}, cost=1.5),
-    "topographic_part": Model("topographic VAE, part", "topographic_vae", {"coherence": "part"}, cost=1.5),
-    "topographic_half": Model("topographic VAE, half", "topographic_vae", {"coherence": "half"}, cost=1.5),
-    "bubble_vae": Model("BubbleVAE", "bubble_vae", {}, cost=1.5),
-    "latent_ode": Model("latent ODE", "latent_ode", {}, timed=True, cost=6.0),
+    "visit_vamp": Model("VAE of visits + VampPrior", "visit_vae", {"prior": "vamp"}, cost=1.3),
+    "gp_vae_rbf": Model("GP-VAE, RBF", "gp_vae", {"kernel": "rbf"}, cost=1.1),
+    "gp_vae_cauchy": Model("GP-VAE, Cauchy", "gp_vae", {"kernel": "cauchy"}, cost=1.1),
+    "gp_vae_diffusion": Model("GP-VAE, diffusion", "gp_vae", {"kernel": "diffusion"}, cost=1.1),
+    "gp_vae_matern": Model("GP-VAE, Matérn", "gp_vae", {"kernel": "matern"}, cost=1.1),
+    "topographic_none": Model("topographic VAE, none", "topographic_vae", {"coherence": "none"}, cost=1.4),
+    "topographic_short": Model("topographic VAE, short", "topographic_vae", {"coherence": "short"}, cost=1.4),
+    "topographic_part": Model("topographic VAE, part", "topographic_vae", {"coherence": "part"}, cost=1.4),
+    "topographic_half": Model("topographic VAE, half", "topographic_vae", {"coherence": "half"}, cost=1.4),
+    "bubble_vae": Model("BubbleVAE", "bubble_vae", {}, cost=1.3),
+    "latent_ode": Model("latent ODE", "latent_ode", {}, timed=True, cost=1.4),
     "line": Model("linear trajectories", "lvae", {}, timed=True, kind="line", cost=2.0),
 }
 
