@@ -118,7 +118,7 @@ class AnchoredGuide(EncodedGuide):
     def _posterior(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TorchDistribution:
         bound = inspect.signature(self.model.forward).bind(*args, **kwargs).arguments  # type: ignore[attr-defined]
         data = seen(bound["x"], bound.get("observed"), bound.get("pixel_mask"), bound.get("times"))
-        anchorable, nothing = _anchorable(data.observed), ~data.observed.any(1)
+        anchorable, nothing = anchorable_visits(data.observed), ~data.observed.any(1)
         rest = (data.times, bound.get("covariates"), nothing if bool(nothing.any()) else None)
         if self.anchors == "mixture":
             return AnchorMixture(self.visit_posterior(data), self.dynamics, anchorable, *rest)
@@ -171,7 +171,7 @@ def _one_visit(values: Tensor, visit: Tensor) -> Tensor:
     return values[torch.arange(len(visit), device=visit.device), visit]
 
 
-def _anchorable(observed: Tensor) -> Tensor:
+def anchorable_visits(observed: Tensor) -> Tensor:
     """The visits that may be anchors: the observed ones, or the first where there are none."""
     first = torch.zeros_like(observed)
     first[:, 0] = ~observed.any(1)

@@ -145,7 +145,7 @@ class LongitudinalVAE(PyroModule):
         likelihood, _, dynamics = self.likelihood, self.decoder, self.dynamics
         data: Seen | None = None
         if x is not None:
-            data = self._seen(x, observed, pixel_mask, times)
+            data = self.seen_part(x, observed, pixel_mask, times)
             times, size = data.times, len(x)
             if is_validation_enabled():
                 likelihood.validate(data.x)
@@ -170,15 +170,16 @@ class LongitudinalVAE(PyroModule):
                     "x", f"visits of shape {tuple(distribution.event_shape)}, as the decoder gives", x
                 )
             if data.pixel_mask is not None:
-                distribution = _masked(distribution, data.pixel_mask.transpose(0, 1))
+                distribution = masked_values(distribution, data.pixel_mask.transpose(0, 1))
             seen_visits: Any = data.observed.transpose(0, 1)
             with poutine.mask(mask=seen_visits):
                 drawn = pyro.sample("x", distribution, obs=data.x.transpose(0, 1))
         return drawn.transpose(0, 1)
 
-    def _seen(
+    def seen_part(
         self, x: Tensor, observed: Tensor | None, pixel_mask: Tensor | None, times: Tensor | None
     ) -> Seen:
+        """The data with what is missing taken out of the way, checked against the dynamics' visits."""
         num_visits = self.dynamics.num_visits
         if x.dim() < 3 or (num_visits is not None and x.shape[1] != num_visits):
             raise argument_error(
@@ -197,7 +198,7 @@ class LongitudinalVAE(PyroModule):
             terms = self.likelihood.log_prob(parameters, x, z.dim() - 1)
         else:
             distribution: Any = self.likelihood(parameters, z.dim() - 1)
-            terms = _masked(distribution, data.pixel_mask.transpose(0, 1)).log_prob(x)
+            terms = masked_values(distribution, data.pixel_mask.transpose(0, 1)).log_prob(x)
         return torch.where(data.observed.transpose(0, 1), terms, 0.0)
 
     def latent_potential(
@@ -209,7 +210,7 @@ class LongitudinalVAE(PyroModule):
         x = given.get("x")
         if type(self).forward is not LongitudinalVAE.forward or latent != self.site or x is None:
             return None
-        data = self._seen(x, given.get("observed"), given.get("pixel_mask"), given.get("times"))
+        data = self.seen_part(x, given.get("observed"), given.get("pixel_mask"), given.get("times"))
         with poutine.block(hide_types=["sample"]):
             prior: Any = without_validation(self.prior_of(data.times))
 
@@ -220,7 +221,7 @@ class LongitudinalVAE(PyroModule):
         return potential
 
 
-def _masked(distribution: Any, pixel_mask: Tensor) -> Any:
+def masked_values(distribution: Any, pixel_mask: Tensor) -> Any:
     """The distribution of one datum with some of its coordinates left out of the density."""
     event_dim = len(distribution.event_shape)
     base = getattr(distribution, "base_dist", None)

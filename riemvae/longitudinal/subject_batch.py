@@ -16,8 +16,8 @@ from riemvae.distributions.charts import is_all_of_space
 from riemvae.guides.log_joint import LogJoint, examine
 from riemvae.inference.weights import draw_weights
 from riemvae.longitudinal.anchor_posteriors import AnchorMixture, VisitPosterior
-from riemvae.longitudinal.anchored import AnchoredGuide, _anchorable
-from riemvae.longitudinal.model import LongitudinalVAE, _masked
+from riemvae.longitudinal.anchored import AnchoredGuide, anchorable_visits
+from riemvae.longitudinal.model import LongitudinalVAE, masked_values
 from riemvae.priors.fixed import without_validation
 
 ARGUMENTS = ("x", "observed", "pixel_mask", "times", "covariates")
@@ -63,7 +63,7 @@ class SubjectBatch:
         self.given: dict[str, Any] = {name: given.get(name) for name in ARGUMENTS}
         self.shared, self.pairs = dict(shared), pairs
         raw, self.covariates = self.given["times"], self.given["covariates"]
-        self.data = model._seen(self.given["x"], self.given["observed"], self.given["pixel_mask"], raw)
+        self.data = model.seen_part(self.given["x"], self.given["observed"], self.given["pixel_mask"], raw)
         self.size = len(self.data.x)
         self.num_visits = model.dynamics.count_visits(self.data.times)
         self.times, self.undated = self.data.times, None
@@ -104,7 +104,7 @@ class SubjectBatch:
             if self._mask is None:
                 found = likelihood.log_prob(parameters, self._x, 2)
             else:
-                found = _masked(likelihood(parameters, 2), self._mask).log_prob(self._x)
+                found = masked_values(likelihood(parameters, 2), self._mask).log_prob(self._x)
             index = torch.arange(len(z), device=z.device)[:, None]
             terms = terms.index_put((index, self._visit, self._subject), found)
         return terms.sum(-2)
@@ -140,7 +140,7 @@ class SubjectBatch:
 
     def anchors(self) -> Tensor:
         """The visits that may be anchors, ``(B, T)``."""
-        return _anchorable(self.data.observed)
+        return anchorable_visits(self.data.observed)
 
     def components(self) -> VisitPosterior:
         """``q(z_l | x_l)`` of all visits.

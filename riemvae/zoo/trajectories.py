@@ -39,6 +39,29 @@ SPATIAL_SAMPLERS = ("mixture", "prior")
 
 
 @recipe
+class MaskedScores(nn.Module):
+    """Scores and which of them were seen, as an encoder of sequences takes them: a missing one is no zero.
+
+    Args:
+        num_scores: How many.
+
+    Example:
+        >>> scores, seen = torch.tensor([[0.5, 0.0]]), torch.tensor([[True, False]])
+        >>> MaskedScores(2)(scores, seen).tolist()
+        [[0.5, 0.0, 1.0, 0.0]]
+    """
+
+    def __init__(self, num_scores: int) -> None:
+        super().__init__()
+        self.num_scores = check_count("num_scores", num_scores)
+        self.num_features = 2 * self.num_scores
+
+    def forward(self, x: Tensor, pixel_mask: Tensor) -> Tensor:
+        """``(n, f)`` twice ``-> (n, 2 f)``."""
+        return torch.cat([x, pixel_mask.to(x)], -1)
+
+
+@recipe
 class TrajectoryAutoencoder(SequenceAutoencoder):
     """Subjects on straight lines: a speed, a delay and where the line lies, each with a posterior.
 
@@ -283,7 +306,7 @@ def linear_trajectory(
     prior = trajectory_prior(d, sigma_eta, sigma_tau)
     mapping = MLPDecoder(d, size, tuple(mapping_hidden))
     lines = TrajectoryEncoder(
-        nn.Flatten(),
+        nn.Flatten() if images else MaskedScores(size),
         d,
         spatial,
         hidden_size=hidden_size,
@@ -292,7 +315,7 @@ def linear_trajectory(
         sigma_eta=sigma_eta,
         sigma_tau=sigma_tau,
         time_features=TimeFeatures(frequencies=0),
-        num_features=size,
+        num_features=size if images else 2 * size,
     )
     noise = Gaussian(scale="learned")
     objective = ELBO(beta=beta)
