@@ -36,7 +36,7 @@ from riemvae.networks import MLPDecoder
 
 SEEDS = (0, 1, 2)
 SUBJECTS, TEST_SUBJECTS, VISITS, SEEN, NOISE = 300, 200, 8, 4, 0.05
-SIGMA_XI, SIGMA_TAU = 0.5, 1.5
+SIGMA_XI, SIGMA_TAU, GAP = 0.5, 1.5, 0.02
 ITERATIONS, EPOCHS, CUTS = 5000, 150, 4
 SIZES = {"logistic": 2, "turning": 2}  # d: the time and one spatial coordinate
 
@@ -57,7 +57,9 @@ def simulate(kind: str, size: int, seed: int) -> Scores:
     )
     # Six years of visits, at ages around the onset.
     start = 4 * torch.rand(size, 1, generator=g) - 5
-    times = start + 6 * torch.sort(torch.rand(size, VISITS, generator=g), 1).values
+    # A week apart at least: leaspy refuses two visits at one time.
+    gaps = GAP * torch.arange(VISITS)
+    times = start + (6 - gaps[-1]) * torch.sort(torch.rand(size, VISITS, generator=g), 1).values + gaps
     progression = xi.exp() * (times - tau)
     s = progression.unsqueeze(-1)
     speed, delay = torch.tensor([0.6, 0.5, 0.8, 0.4]), torch.tensor([-2.0, -0.5, 1.0, 2.5])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_choice, check_count
 from riemvae._recipe import recipe
+from riemvae._seeding import forked
 from riemvae.data import Preprocessing
 from riemvae.data.sequences import Sequences
 from riemvae.guides import GaussianGuide
@@ -36,6 +37,9 @@ from riemvae.zoo.sequence_bricks import SequenceBricks
 from riemvae.zoo.sequences import SequenceAutoencoder, single_visits
 
 SPATIAL_SAMPLERS = ("mixture", "prior")
+
+# What belongs to one training, that of the trajectories, and not to the steps before and after it.
+_OF_ONE_STEP = ("scheduler", "callbacks", "checkpoint", "checkpoint_interval", "resume", "logger")
 
 
 @recipe
@@ -139,10 +143,15 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
             warmup: Not used.
             feature_epochs: Of the VAE; None is as many as ``max_epochs``. 0 keeps a VAE that is trained.
             joint_epochs: Of everything together afterwards.
-            options: Those of :func:`riemvae.fit`, for all steps.
+            options: Those of :func:`riemvae.fit`, for all steps; scheduler, callbacks, logger and checkpoint
+                are of the trajectories' alone. Other rates for the steps are two calls, the second with
+                ``feature_epochs=0``.
 
         Returns:
             Itself.
+
+        Raises:
+            ValueError: As the base class; to resume a training of trajectories with another VAE's features.
         """
         data = self.sequences(x, observed, pixel_mask, times, covariates)
         val = None if val_data is None else self.sequences(val_data, name="val_data")
@@ -150,12 +159,21 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
         if self.features is None:
             super().fit(data, val_data=val, max_epochs=max_epochs, **options)
         else:
+            check_count("joint_epochs", joint_epochs, minimum=0)
             epochs = max_epochs if feature_epochs is None else feature_epochs
+            others = {name: value for name, value in options.items() if name not in _OF_ONE_STEP}
             if check_count("feature_epochs", epochs, minimum=0):
-                self._fit_visits(data, val, epochs, options)
+                if options.get("resume") is not None:
+                    raise argument_error(
+                        "resume",
+                        "None where the VAE is trained too",
+                        options["resume"],
+                        "its checkpoint is of the trajectories: load a saved model and pass feature_epochs=0",
+                    )
+                self._fit_visits(data, val, epochs, others)
             self._fit_features(data, val, max_epochs, options)
-            if check_count("joint_epochs", joint_epochs, minimum=0):
-                super().fit(data, val_data=val, max_epochs=joint_epochs, **options)
+            if joint_epochs:
+                super().fit(data, val_data=val, max_epochs=joint_epochs, **others)
         self.eval()
         codes = self._codes(data).spatial
         if codes.shape[-1]:
@@ -263,8 +281,8 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
             if check_choice("spatial", chosen, list(SPATIAL_SAMPLERS)) == "mixture" and self.spatial is None:
                 raise RuntimeError("the mixture of λ is fitted by fit(x)")
             source = self.spatial() if chosen == "mixture" and self.spatial is not None else None
-        with self._evaluating():
-            drawn = sample_trajectories(self.model, self._rows(times, n), source, size=n, seed=seed)
+        with self._evaluating(), forked(seed):
+            drawn = sample_trajectories(self.model, self._rows(times, n), source, size=n)
             x = drawn.x
             if noise:
                 z = self.model.trajectory(drawn.z_0, self._rows(times, n))
@@ -291,7 +309,8 @@ def linear_trajectory(
     deviations of log speed and delay, in units of the standardised time; ``spatial`` is ``"first"`` (``λ``
     from the first observed visit, as published) or ``"all"``. The network of the visits is a GRU of one
     layer; table 5.4's is ``cell="elman"``, ``num_layers=3``, ``hidden_size=512``. ``beta=0.1`` weighs the KL
-    part as published. The scale of the features' noise is learned.
+    part as published. The scale of the features' noise is learned, and so is that of scores unless another
+    likelihood than the Gaussian of scale 1 is given. For scores the networks of a visit are not used.
 
     Source: Chadebec, Huijben, Pluim, Allassonnière and van Eijnatten (2022); thesis, chapter 5.
     """
@@ -320,7 +339,9 @@ def linear_trajectory(
     noise = Gaussian(scale="learned")
     objective = ELBO(beta=beta)
     if not images:
-        model = LongitudinalVAE(mapping, dynamics, prior, noise)
+        given = bricks.likelihood
+        standard = isinstance(given, Gaussian) and given.scale == 1.0
+        model = LongitudinalVAE(mapping, dynamics, prior, noise if standard else given)
         guide = GaussianGuide(model, lines, latent=model.site)
         return TrajectoryAutoencoder(
             model, guide, bricks.input_shape, objective, num_components=num_components
