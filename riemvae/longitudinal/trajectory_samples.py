@@ -60,8 +60,8 @@ def sample_trajectories(
         times: At which to look at them: ``(T,)`` or ``(1, T)`` for all, or ``(n, T)``.
         spatial: A distribution with event ``(d - 1,)``, such as that of ``MixturePrior.from_codes``; or
             values ``(n, d - 1)``, such as those of the first visit of real subjects, whose possible courses
-            are then drawn (one row for each draw: repeat rows for several courses of one subject); None is
-            the prior.
+            are then drawn (one row for each draw: repeat rows for several courses of one subject). With
+            ``d + 1`` coordinates they are ``η`` and ``τ`` too. None is the prior.
         size: ``n``; None is the number of rows in ``spatial`` or ``times``.
         seed: Makes the draws reproducible; None draws from torch's generator.
 
@@ -96,9 +96,12 @@ def sample_trajectories(
         z_0 = prior.sample() if prior.batch_shape else prior.sample((size,))  # type: ignore[no-untyped-call]
         if spatial is not None:
             values = spatial.sample((size,)) if isinstance(spatial, Distribution) else spatial  # type: ignore[no-untyped-call]
-            if values.shape != (size, dynamics.base_dim - 2):
-                raise argument_error("spatial", f"values ({size}, {dynamics.base_dim - 2})", values)
-            z_0 = torch.cat([z_0[:, :2], values.to(z_0)], -1)
+            spatial_dim, whole = dynamics.base_dim - 2, dynamics.base_dim
+            if values.dim() != 2 or len(values) != size or values.shape[1] not in (spatial_dim, whole):
+                raise argument_error(
+                    "spatial", f"values ({size}, {spatial_dim}) or ({size}, {whole})", values
+                )
+            z_0 = torch.cat([z_0[:, : whole - values.shape[1]], values.to(z_0)], -1)
         return SyntheticTrajectories(_decoded(model, z_0, times), z_0)
 
 

@@ -36,7 +36,7 @@ from riemvae.priors import MixturePrior
 from riemvae.zoo.sequence_bricks import SequenceBricks
 from riemvae.zoo.sequences import SequenceAutoencoder, single_visits
 
-SPATIAL_SAMPLERS = ("mixture", "prior")
+SPATIAL_SAMPLERS = ("mixture", "joint", "prior")
 
 # What belongs to one training, that of the trajectories, and not to the steps before and after it.
 _OF_ONE_STEP = ("scheduler", "callbacks", "checkpoint", "checkpoint_interval", "resume", "logger")
@@ -83,8 +83,9 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
         times_known: Whether the unit of time is known, which the first ``fit`` takes from the data.
         features: The model of feature trajectories for images, with its guide, as a list of the two; None for
             scores.
-        num_components: Of the mixture of ``λ``.
+        num_components: Of the mixtures.
         spatial: That mixture, which ``fit`` sets.
+        lines: A mixture of ``(η, τ, λ)`` together, which ``fit`` sets too.
 
     Example:
         >>> from riemvae import zoo
@@ -108,11 +109,12 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
         features: nn.ModuleList | None = None,
         num_components: int = 10,
         spatial: MixturePrior | None = None,
+        lines: MixturePrior | None = None,
     ) -> None:
         super().__init__(model, guide, input_shape, objective, preprocessing, 0, times_known)
         self.features = features
         self.num_components = check_count("num_components", num_components)
-        self.spatial = spatial
+        self.spatial, self.lines = spatial, lines
         self.feature_fit_: Fit | None = None
 
     def fit(
@@ -175,12 +177,25 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
             if joint_epochs:
                 super().fit(data, val_data=val, max_epochs=joint_epochs, **others)
         self.eval()
-        codes = self._codes(data).spatial
-        if codes.shape[-1]:
-            components = min(self.num_components, max(1, len(codes) // 10))
-            seed = options.get("seed")
-            self.spatial = MixturePrior.from_codes(codes, components, learn=False, full=True, seed=seed)
+        self._fit_mixtures(data, options.get("seed"))
         return self
+
+    @torch.no_grad()
+    def _fit_mixtures(self, data: Sequences, seed: int | None) -> None:
+        """Of ``λ``, of posterior means as published; of whole lines, of posterior draws."""
+        with self._evaluating(), forked(seed):
+            posterior = self.guide.posterior(**self._batch(data))
+            mean, drawn = posterior.mean, posterior.sample()
+        components = min(self.num_components, max(1, len(mean) // 10))
+        dynamics: Any = self.model.dynamics
+        fitted = [
+            MixturePrior.from_codes(codes, components, learn=False, full=True, seed=seed)
+            for codes in (dynamics.split(mean).spatial, drawn)
+            if codes.shape[-1]
+        ]
+        self.lines = fitted[-1]
+        if len(fitted) > 1:
+            self.spatial = fitted[0]
 
     def _visit_encoder(self) -> nn.Module:
         encoder: Any = self.guide.encoder
@@ -270,7 +285,10 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
             noise: Draw from ``p(x|z)`` in place of its mean.
             seed: Of the draws; the caller's generator is then left as it was.
             spatial: Where ``λ`` comes from: ``"mixture"`` (the default of a fitted model), ``"prior"``, or
-                values ``(n, d - 1)``, such as those of real patients, whose possible courses are then drawn.
+                values ``(n, d - 1)``, such as those of real patients, whose possible courses are then drawn;
+                ``η`` and ``τ`` come from the prior. ``"joint"`` takes all three from one mixture, fitted to
+                posterior draws of the training subjects: for a population whose speeds and delays are not
+                centred and independent as the prior has them.
         """
         check_count("n", n)
         if times is None:
@@ -278,9 +296,14 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
         source: Any = spatial
         if not isinstance(spatial, Tensor):
             chosen = ("prior" if self.spatial is None else "mixture") if spatial is None else spatial
-            if check_choice("spatial", chosen, list(SPATIAL_SAMPLERS)) == "mixture" and self.spatial is None:
-                raise RuntimeError("the mixture of λ is fitted by fit(x)")
-            source = self.spatial() if chosen == "mixture" and self.spatial is not None else None
+            fitted = {"mixture": self.spatial, "joint": self.lines}
+            if check_choice("spatial", chosen, list(SPATIAL_SAMPLERS)) == "prior":
+                source = None
+            else:
+                mixture = fitted[chosen]
+                if mixture is None:
+                    raise RuntimeError(f"the mixture of spatial={chosen!r} is fitted by fit(x)")
+                source = mixture()
         with self._evaluating(), forked(seed):
             drawn = sample_trajectories(self.model, self._rows(times, n), source, size=n)
             x = drawn.x

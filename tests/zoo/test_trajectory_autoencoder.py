@@ -202,7 +202,7 @@ def test_next_visits_are_imputed_where_the_line_has_them():
 
 
 @pytest.mark.parametrize("kind", ["scores", "images"])
-@pytest.mark.parametrize("spatial", [None, "mixture", "prior"])
+@pytest.mark.parametrize("spatial", [None, "mixture", "joint", "prior"])
 def test_synthetic_patients_have_the_shape_and_the_seed(kind, spatial):
     ae, data = trained(kind)
     shape = (5, 3, *data.shape)
@@ -247,12 +247,43 @@ def test_the_mixture_has_the_moments_of_the_subjects():
     assert (draws.std(0) / codes.std(0) - 1).abs().max() < 0.15
 
 
+def test_whole_lines_follow_a_population_that_the_prior_does_not_describe():
+    """Delays and spatial parts far from the prior, and tied to each other: what a network may well find."""
+    ae, data = trained("scores")
+    data = patients(400)
+    heads = ae.guide.encoder.line_heads
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            if parameter.dim() == 1:
+                parameter += 2.0
+    ae.fit(data, max_epochs=1, learning_rate=1e-12, batch_size=400, seed=0, progress=False)
+    posterior = ae.guide.posterior(data.x, times=data.times)
+    mean = posterior.mean.mean(0)
+    deviation = (posterior.mean.var(0) + posterior.variance.mean(0)).sqrt()
+    assert mean[1] > 1
+    times = torch.tensor([70.0, 74.0])
+    joint, prior = (
+        sample_trajectories(ae.model, times, source, size=8000, seed=0).z_0 for source in (ae.lines(), None)
+    )
+    assert ((joint.mean(0) - mean) / deviation).abs().max() < 0.2
+    assert (joint.std(0) / deviation - 1).abs().max() < 0.15
+    assert (prior.mean(0) - mean)[1].abs() > 1
+    codes = torch.cat(
+        [posterior.mean + posterior.stddev * torch.randn_like(posterior.mean) for _ in range(9)]
+    )
+    assert (torch.corrcoef(joint.T) - torch.corrcoef(codes.T)).abs().max() < 0.2
+    # And that is what `sample` draws from.
+    x = ae.sample(8000, times=times, spatial="joint", seed=0)
+    assert torch.allclose(x.mean(0), sample_trajectories(ae.model, times, joint).x.mean(0), atol=1e-5)
+
+
 def test_one_dimension_has_no_spatial_part():
     ae = rv.zoo.build("linear_trajectory", (3,), latent_dim=1, seed=0, **SMALL)
     data = patients(20)
     ae.fit(data, max_epochs=1, seed=0, progress=False)
     assert ae.spatial is None and ae.parameters_of(data).spatial.shape == (20, 0)
     assert ae.sample(3, times=[70.0, 75.0], seed=0).shape == (3, 2, 3)
+    assert ae.sample(3, times=[70.0, 75.0], spatial="joint", seed=0).shape == (3, 2, 3)
 
 
 # -- files, options, errors ---------------------------------------------------------------------------------
