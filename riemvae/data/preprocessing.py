@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from riemvae._checks import argument_error, check_count, check_finite, check_last_dim
+from riemvae._checks import argument_error, check_choice, check_count, check_finite, check_last_dim
 from riemvae._recipe import recipe
 
 
@@ -125,12 +125,28 @@ class Standardize(Preprocessing):
         self.register_buffer("loc", torch.zeros(num_columns, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(num_columns, dtype=torch.float64))
 
-    def fit(self, x: Tensor) -> Standardize:
-        """Takes means and population standard deviations from ``x (N, ..., num_columns)``; returns itself."""
+    def fit(self, x: Tensor, nan_policy: str = "raise") -> Standardize:
+        """Takes means and population standard deviations from ``x (N, ..., num_columns)``; returns itself.
+
+        Args:
+            x: The training set.
+            nan_policy: ``"raise"``, or ``"omit"``: NaN is missing, as in sequences, and does not count.
+
+        Raises:
+            ValueError: Another number of columns, values that are not finite, a column without values.
+        """
         check_last_dim("x", x, self.num_columns)
-        check_finite("x", x)
+        check_choice("nan_policy", nan_policy, ["raise", "omit"])
         rows = x.reshape(-1, self.num_columns).to(self.loc.dtype)
-        loc, scale = rows.mean(0), rows.std(0, correction=0)
+        present = ~rows.isnan() if nan_policy == "omit" else torch.ones_like(rows, dtype=torch.bool)
+        check_finite("x", rows[present])
+        count = present.sum(0)
+        if bool((count == 0).any()):
+            raise argument_error(
+                "x", "at least one value in each column", f"none in column {int(count.argmin())}"
+            )
+        loc = torch.where(present, rows, 0.0).sum(0) / count
+        scale = (torch.where(present, rows - loc, 0.0).square().sum(0) / count).sqrt()
         # Rounding leaves a constant column with a spread of about eps times its mean.
         constant = scale <= 1e-12 * loc.abs().clamp_min(1.0)
         scale = torch.where(constant, 1.0, scale)

@@ -9,7 +9,13 @@ from riemvae.longitudinal.features import FeatureDecoder, OnFeatures, encode_fea
 from riemvae.longitudinal.flow_chain import FlowChain
 from riemvae.longitudinal.fused import fit_fused_guide
 from riemvae.longitudinal.generation import generate
-from riemvae.longitudinal.imputation import Imputation, ImputationError, imputation_error, impute
+from riemvae.longitudinal.imputation import (
+    Imputation,
+    ImputationError,
+    central_interval,
+    imputation_error,
+    impute,
+)
 from riemvae.longitudinal.length_averaged import LengthAveraged
 from riemvae.longitudinal.linear_trajectory import LinearTrajectory, TrajectoryEncoder, trajectory_prior
 from riemvae.longitudinal.model import LongitudinalVAE
@@ -53,6 +59,7 @@ __all__ = [
     "VisitDropout",
     "VisitEncoder",
     "VisitLatents",
+    "central_interval",
     "cluster_trajectories",
     "coherence_length",
     "conditional_trajectories",

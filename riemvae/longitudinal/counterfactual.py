@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_count
+from riemvae.longitudinal.imputation import central_interval
 
 
 def one_hot(values: Sequence[Hashable] | Tensor, categories: Sequence[Hashable] | None = None) -> Tensor:
@@ -126,22 +127,15 @@ class Contrast(NamedTuple):
         """The central interval of the difference over the draws, each end ``(B, T, *shape)``.
 
         The draws are paired, so what is uncertain about a subject and cancels in the difference does not
-        widen it.
+        widen it. They are draws of the latent alone: that the model's weights are estimates, and that it may
+        be wrong, is not in the interval.
 
         Raises:
             ValueError: A level that is not between 0 and 1.
         """
         if not 0.0 < level < 1.0:
             raise argument_error("level", "a number between 0 and 1", level)
-        tail = 0.5 * (1.0 - level)
-        ordered, draws = self.difference.sort(0).values, len(self.first)
-        # torch.quantile takes no more than 16 million values at once.
-        ends = []
-        for share in (tail, 1.0 - tail):
-            position = share * (draws - 1)
-            below = int(position)
-            ends.append(ordered[below].lerp(ordered[min(below + 1, draws - 1)], position - below))
-        return ends[0], ends[1]
+        return central_interval(self.difference, level)
 
 
 def contrast(

@@ -63,6 +63,28 @@ def test_standardize_columns():
     assert Standardize(1).fit(tenth).apply(tenth).abs().max() < 1e-12
 
 
+def test_missing_values_do_not_count_where_that_is_asked_for():
+    g = torch.Generator().manual_seed(0)
+    full = torch.randn(40, 5, 3, generator=g) * torch.tensor([1.0, 10.0, 0.1]) + 4
+    seen = torch.rand(full.shape, generator=g) < 0.7
+    p = Standardize(3).fit(torch.where(seen, full, torch.nan), nan_policy="omit")
+    for k in range(3):
+        values = full[..., k][seen[..., k]].double()
+        assert torch.allclose(p.loc[k], values.mean(), rtol=1e-6)
+        assert torch.allclose(p.scale[k], values.std(correction=0), rtol=1e-6)
+    whole = Standardize(3).fit(full)
+    again = Standardize(3).fit(full, nan_policy="omit")
+    assert torch.equal(whole.loc, again.loc) and torch.equal(whole.scale, again.scale)
+    # What is missing stays so.
+    assert torch.equal(p.apply(torch.where(seen, full, torch.nan)).isnan(), ~seen)
+    with pytest.raises(ValueError, match=r"at least one value in each column.*column 1"):
+        Standardize(2).fit(torch.tensor([[1.0, torch.nan], [2.0, torch.nan]]), nan_policy="omit")
+    with pytest.raises(ValueError, match="finite"):
+        Standardize(1).fit(torch.tensor([[1.0], [torch.inf], [torch.nan]]), nan_policy="omit")
+    with pytest.raises(ValueError, match="finite"):
+        Standardize(1).fit(torch.tensor([[1.0], [torch.nan]]))
+
+
 def test_functions_still_visit_the_submodules_of_a_parent():
     seen = []
     nn.Sequential(Affine(2.0), nn.Linear(1, 1)).apply(lambda module: seen.append(type(module).__name__))

@@ -358,8 +358,13 @@ def test_score_intervals(tmp_path):
             for edge in (mean[r, :, i] - 1, mean[r, :, i] + 2):
                 for point in torch.stack([times[r], edge], 1).numpy():
                     assert (np.abs(band - point).max(1) < 1e-6).any()
-    texts = [text.get_text() for text in axs[0].get_legend().get_texts()]
+    texts = [text.get_text() for text in axs[0].figure.legends[0].get_texts()]
     assert texts == ["m", "l", "seen", "unseen"]
+    # Beside the panels of its own figure, over no point; in axes that are given, in the first of them.
+    given = plt.subplots(1, 2)[1]
+    draw_score_intervals(times, scores, mean, mean - 1, mean + 2, observed, axs=given)
+    assert not given[0].figure.legends
+    assert [t.get_text() for t in given[0].get_legend().get_texts()] == ["seen", "unseen"]
     one = draw_score_intervals(times[0], None, mean[..., 0], mean[..., 0], mean[..., 0], observed)
     assert len(one) == 2 and one[0].get_title(loc="right") == ""
 

@@ -336,12 +336,15 @@ def draw_series(
             if asked.any():
                 text = f"{(inside & asked).sum()} of {asked.sum()} unseen inside"
                 ax.set_title(text, fontsize="small", loc="right", color="0.35")
-    _legend(axes[0], panels, score_names is not None)
+    _legend(axes[0], panels, score_names is not None, beside=axs is None)
     return axes
 
 
-def _legend(ax: Any, panels: Sequence[Series], named: bool) -> None:
-    """Says which line is which score, and which points were seen where some were not."""
+def _legend(ax: Any, panels: Sequence[Series], named: bool, beside: bool) -> None:
+    """Says which line is which score, and which points were seen where some were not.
+
+    It stands beside the panels of a figure of our own, and in the first of given axes.
+    """
     from matplotlib.lines import Line2D
 
     handles: list[Any] = ax.get_legend_handles_labels()[0] if named else []
@@ -356,7 +359,9 @@ def _legend(ax: Any, panels: Sequence[Series], named: bool) -> None:
             Line2D([], [], markerfacecolor="0.3", label="seen", **style),
             Line2D([], [], markerfacecolor="white", label="unseen", **style),
         ]
-    if handles:
+    if handles and beside:
+        ax.figure.legend(handles=handles, fontsize="small", frameon=False, loc="outside right center")
+    elif handles:
         ax.legend(handles=handles, fontsize="small", framealpha=0.8, edgecolor="none")
 
 
