@@ -891,6 +891,7 @@ def sequence_bricks():
         lo.OdeFlow(lo.VectorField(D, hidden=()), D, 1.0, 5),
         chain, model, lo.AnchoredGuide(model, visit(), flows.IAF(D, hidden=(5,)), anchors="mixture"),
         lo.VisitLatents(3, D), lo.RepeatedPrior(priors.StandardNormal(D), 3), lo.VisitEncoder(visit()),
+        lo.VisitEncoder(visit(), priors.StandardNormal(D)),
         lo.TopographicLatents(3, D, 1, neighbours=0), lo.TopographicEncoder(visit(), visit()),
         lo.GaussianProcessEncoder(visit(), process),
         lo.LinearTrajectory(3).fit_times(torch.rand(3, 4)), lines, lo.OnFeatures(visit(), lines),

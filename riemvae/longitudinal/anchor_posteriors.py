@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -56,9 +55,21 @@ class VisitPosterior:
         return (self.base.log_prob(z) + total).reshape(lead)
 
 
-def _standard_log_prob(z: Tensor) -> Tensor:
-    """``log N(z; 0, I)``."""
-    return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2.0 * math.pi))
+class Unseen(NamedTuple):
+    """The subjects of whom nothing is seen, and what their latents follow.
+
+    Attributes:
+        subjects: ``(B,)``.
+        prior: Batch shape ``()`` or ``(B,)``.
+    """
+
+    subjects: Tensor
+    prior: TorchDistribution
+
+    def draw(self, lead: torch.Size) -> Tensor:
+        """``z_0 (*lead, B, d)``, for everybody; its density is the prior's, gradients included."""
+        prior: Any = self.prior
+        return prior.sample(lead if prior.batch_shape else (*lead, *self.subjects.shape))  # type: ignore[no-any-return]
 
 
 class _Pulled(TorchDistribution):
@@ -77,10 +88,10 @@ class _Pulled(TorchDistribution):
         dynamics: Dynamics,
         times: Tensor | None = None,
         covariates: Tensor | None = None,
-        empty: Tensor | None = None,
+        unseen: Unseen | None = None,
     ) -> None:
         self.posterior, self.dynamics = posterior, dynamics
-        self.times, self.covariates, self.empty = times, covariates, empty
+        self.times, self.covariates, self.unseen = times, covariates, unseen
         self._drawn: tuple[Tensor, Tensor] | None = None
         super().__init__(posterior.shape[-1:], torch.Size([posterior.dim]), validate_args=False)
 
@@ -93,10 +104,11 @@ class _Pulled(TorchDistribution):
 
     def rsample(self, sample_shape: Any = _ONE) -> Tensor:
         """``z_0 (*sample_shape, *batch, d)``."""
-        z_0, log_prob = self._draw(torch.Size(sample_shape) + self.batch_shape[:-1])
-        if self.empty is not None:
-            z_0 = torch.where(self.empty.unsqueeze(-1), torch.randn_like(z_0), z_0)
-            log_prob = torch.where(self.empty, _standard_log_prob(z_0), log_prob)
+        lead = torch.Size(sample_shape) + self.batch_shape[:-1]
+        z_0, log_prob = self._draw(lead)
+        if self.unseen is not None:
+            z_0 = torch.where(self.unseen.subjects.unsqueeze(-1), self.unseen.draw(lead), z_0)
+            log_prob = self._or_prior(z_0, log_prob)
         self._drawn = z_0, log_prob
         return z_0
 
@@ -104,10 +116,12 @@ class _Pulled(TorchDistribution):
         """``log q(z_0)``, ``(...,)``."""
         if self._drawn is not None and value is self._drawn[0]:
             return self._drawn[1]
-        log_prob = self._log_prob(value)
-        if self.empty is None:
+        return self._or_prior(value, self._log_prob(value))
+
+    def _or_prior(self, z_0: Tensor, log_prob: Tensor) -> Tensor:
+        if self.unseen is None:
             return log_prob
-        return torch.where(self.empty, _standard_log_prob(value), log_prob)
+        return torch.where(self.unseen.subjects, self.unseen.prior.log_prob(z_0), log_prob)
 
     def _draw(self, lead: torch.Size) -> tuple[Tensor, Tensor]:
         """``z_0 (*lead, B, d)`` and the densities."""
@@ -126,7 +140,7 @@ class AnchorPosterior(_Pulled):
         visit: The anchors ``(B,)``.
         times: Of all visits, ``(B, T)`` or None.
         covariates: ``(B, c)`` or None.
-        empty: Subjects of whom nothing is seen, ``(B,)``: theirs is ``N(0, I)``. None is nobody.
+        unseen: Subjects of whom nothing is seen, and their prior; None is nobody.
     """
 
     def __init__(
@@ -136,10 +150,10 @@ class AnchorPosterior(_Pulled):
         visit: Tensor,
         times: Tensor | None = None,
         covariates: Tensor | None = None,
-        empty: Tensor | None = None,
+        unseen: Unseen | None = None,
     ) -> None:
         self.visit = visit
-        super().__init__(posterior, dynamics, times, covariates, empty)
+        super().__init__(posterior, dynamics, times, covariates, unseen)
 
     def _draw(self, lead: torch.Size) -> tuple[Tensor, Tensor]:
         z, log_prob = self.posterior.rsample(lead)
@@ -165,7 +179,7 @@ class AnchorMixture(_Pulled):
         anchors: Which visits are components, ``(B, T)``, at least one a subject.
         times: ``(B, T)`` or None.
         covariates: ``(B, c)`` or None.
-        empty: Subjects of whom nothing is seen, ``(B,)``: theirs is ``N(0, I)``. None is nobody.
+        unseen: Subjects of whom nothing is seen, and their prior; None is nobody.
     """
 
     def __init__(
@@ -175,10 +189,10 @@ class AnchorMixture(_Pulled):
         anchors: Tensor,
         times: Tensor | None = None,
         covariates: Tensor | None = None,
-        empty: Tensor | None = None,
+        unseen: Unseen | None = None,
     ) -> None:
         self.anchors = anchors
-        super().__init__(posterior, dynamics, times, covariates, empty)
+        super().__init__(posterior, dynamics, times, covariates, unseen)
 
     def _draw(self, lead: torch.Size) -> tuple[Tensor, Tensor]:
         every, _ = self.posterior.rsample(lead)

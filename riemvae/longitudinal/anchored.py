@@ -18,10 +18,11 @@ from riemvae._recipe import recipe
 from riemvae.flows import sampling_transform
 from riemvae.guides.amortized import EncodedGuide, Given, GuideCall, as_posterior
 from riemvae.guides.flow import checked_flows, flows_of
-from riemvae.longitudinal.anchor_posteriors import AnchorMixture, AnchorPosterior, VisitPosterior
+from riemvae.longitudinal.anchor_posteriors import AnchorMixture, AnchorPosterior, Unseen, VisitPosterior
 from riemvae.longitudinal.dynamics import Dynamics
 from riemvae.longitudinal.masks import Seen, seen
 from riemvae.longitudinal.model import LongitudinalVAE
+from riemvae.priors.fixed import without_validation
 
 ANCHORS = ("random", "mixture")
 
@@ -39,7 +40,8 @@ class AnchoredGuide(EncodedGuide):
     balance heuristic, under :func:`riemvae.log_likelihood` the multi-anchor estimate, and a tighter bound to
     train on, for an encoding of all visits.
 
-    A subject without any observed visit gets ``z_0 ~ N(0, I)``.
+    A subject without any observed visit gets ``z_0`` from the model's prior, to whose training and to that of
+    the guide it adds nothing.
 
     Args:
         model: A :class:`LongitudinalVAE` whose dynamics is invertible.
@@ -119,11 +121,19 @@ class AnchoredGuide(EncodedGuide):
         bound = inspect.signature(self.model.forward).bind(*args, **kwargs).arguments  # type: ignore[attr-defined]
         data = seen(bound["x"], bound.get("observed"), bound.get("pixel_mask"), bound.get("times"))
         anchorable, nothing = anchorable_visits(data.observed), ~data.observed.any(1)
-        rest = (data.times, bound.get("covariates"), nothing if bool(nothing.any()) else None)
+        unseen = Unseen(nothing, self._prior(data)) if bool(nothing.any()) else None
+        rest = (data.times, bound.get("covariates"), unseen)
         if self.anchors == "mixture":
             return AnchorMixture(self.visit_posterior(data), self.dynamics, anchorable, *rest)
         visit = torch.multinomial(anchorable.to(torch.get_default_dtype()), 1).squeeze(1)
         return AnchorPosterior(self.visit_posterior(data, visit), self.dynamics, visit, *rest)
+
+    def _prior(self, data: Seen) -> TorchDistribution:
+        """What subjects follow of whom nothing is seen: they then pull neither on it nor on the guide."""
+        model: Any = self.model
+        with poutine.block():
+            prior: Any = without_validation(model.prior_of(data.times))
+        return prior  # type: ignore[no-any-return]
 
     def visit_posterior(self, data: Seen, visit: Tensor | None = None) -> VisitPosterior:
         """``q(z_l | x_l)`` of all visits, of shape ``(T, B)``, or of one visit of each subject, ``(B,)``.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error
@@ -13,6 +14,8 @@ from riemvae._recipe import recipe
 from riemvae.distributions.gaussian_process import GaussianProcess, accurate
 from riemvae.guides.amortized import required_arguments
 from riemvae.longitudinal.masks import Seen, seen
+from riemvae.longitudinal.visits import SeenVisits
+from riemvae.priors.fixed import without_validation
 from riemvae.priors.gaussian_process import GaussianProcessPrior
 
 
@@ -58,14 +61,16 @@ def encode_visits(encoder: Callable[..., Any], data: Seen) -> tuple[Tensor, Tens
 
 @recipe
 class VisitEncoder(nn.Module):
-    """``q(Z) = Π_l N(z_l; m(x_l), diag s(x_l)²)``: each visit by itself, the standard normal where unseen.
+    """``q(Z) = Π_l N(z_l; m(x_l), diag s(x_l)²)``: each visit by itself, its prior where unseen.
 
-    With :class:`~riemvae.longitudinal.VisitLatents` and the standard normal prior it is the guide of a VAE a
-    visit. A missing visit then learns nothing from the others, as nothing in the model says it should.
+    With :class:`~riemvae.longitudinal.VisitLatents` it is the guide of a VAE a visit. A missing visit then
+    learns nothing from the others, as nothing in the model says it should, and adds nothing to the bound.
 
     Args:
         encoder: Of one visit, ``x (n, *shape) -> (loc, scale)``, each ``(n, d)``; one that requires a second
             argument is told the pixel mask.
+        prior: That of one visit, a callable or module that returns a distribution with event ``(d,)``, such
+            as the one in :class:`~riemvae.longitudinal.RepeatedPrior`; None is the standard normal.
 
     Raises:
         ValueError: What is no callable; when called, masks that do not fit, an encoder that returns something
@@ -80,9 +85,14 @@ class VisitEncoder(nn.Module):
         torch.Size([4, 6])
     """
 
-    def __init__(self, encoder: Callable[..., Any]) -> None:
+    def __init__(
+        self, encoder: Callable[..., Any], prior: Callable[[], TorchDistribution] | None = None
+    ) -> None:
         super().__init__()
         self.encoder = _checked("encoder", encoder)
+        if prior is not None and not callable(prior):
+            raise argument_error("prior", "a callable or module that returns a distribution, or None", prior)
+        self.prior = prior
 
     def forward(
         self,
@@ -91,10 +101,16 @@ class VisitEncoder(nn.Module):
         pixel_mask: Tensor | None,
         times: Tensor | None,
         covariates: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """``x (B, T, *shape) -> (loc, scale)``, each ``(B, T d)``; covariates do not enter, nor do times."""
-        loc, scale = encode_visits(self.encoder, seen(x, observed, pixel_mask, times))
-        return loc.flatten(1), scale.flatten(1)
+    ) -> tuple[Tensor, Tensor] | SeenVisits:
+        """``x (B, T, *shape) -> (loc, scale)``, each ``(B, T d)``, or with a prior the distribution.
+
+        Covariates do not enter, nor do times.
+        """
+        data = seen(x, observed, pixel_mask, times)
+        loc, scale = encode_visits(self.encoder, data)
+        if self.prior is None:
+            return loc.flatten(1), scale.flatten(1)
+        return SeenVisits(loc, scale, data.observed, without_validation(self.prior()))
 
 
 @recipe

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Normal, constraints
 
 from riemvae._checks import argument_error, check_count, check_last_dim
 from riemvae._recipe import recipe
@@ -131,6 +131,66 @@ class VisitProduct(TorchDistribution):
         visits = value.reshape(*value.shape[:-1], self.num_visits, -1)
         total = self.base.log_prob(visits).sum(-1)
         return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
+
+
+class SeenVisits(TorchDistribution):
+    """Independent visits, normal where they were seen and of one law where not: a distribution of ``T d``.
+
+    Args:
+        loc: ``(B, T, d)``.
+        scale: The same shape.
+        observed: Which visits were seen, ``(B, T)``.
+        law: Of the others: batch shape ``()``, event ``(d,)``.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> loc, observed = torch.zeros(4, 3, 2), torch.tensor([True, False, True]).expand(4, 3)
+        >>> law = dist.Normal(torch.ones(2), 1.0).to_event(1)
+        >>> SeenVisits(loc, torch.ones(4, 3, 2), observed, law).mean[0].tolist()
+        [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    """
+
+    arg_constraints = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, scale: Tensor, observed: Tensor, law: Any) -> None:
+        self.seen: Any = Normal(loc, scale, validate_args=False)
+        self.observed, self.law = observed, law
+        super().__init__(loc.shape[:1], torch.Size([loc[0].numel()]), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> SeenVisits:
+        """The same with more leading dimensions."""
+        new = self._get_checked_instance(type(self), _instance)
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = torch.Size(batch_shape)
+        return new  # type: ignore[no-any-return]
+
+    def _joined(self, seen: Tensor, others: Tensor) -> Tensor:
+        return torch.where(self.observed.unsqueeze(-1), seen, others).flatten(-2)
+
+    @property
+    def mean(self) -> Tensor:
+        """``(B, T d)``."""
+        return self._joined(self.seen.mean, self.law.mean).expand(*self.batch_shape, -1)
+
+    @property
+    def variance(self) -> Tensor:
+        """``(B, T d)``."""
+        return self._joined(self.seen.variance, self.law.variance).expand(*self.batch_shape, -1)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws ``sample_shape + batch_shape + (T d,)``, differentiable where visits were seen."""
+        lead = torch.Size(sample_shape) + self.batch_shape[:-1]
+        law: Any = self.law
+        return self._joined(self.seen.rsample(lead), law.sample((*lead, *self.observed.shape)))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The sum over visits, ``(..., T d) -> (...)``."""
+        check_last_dim("value", value, self.event_shape[0])
+        visits = value.reshape(*value.shape[:-1], self.observed.shape[1], -1)
+        terms = torch.where(self.observed, self.seen.log_prob(visits).sum(-1), self.law.log_prob(visits))
+        return terms.sum(-1).expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
 
 
 @recipe

@@ -30,9 +30,10 @@ def visit_vae(bricks: SequenceBricks, *, prior: Any = "normal", components: int 
     """
     every = visit_prior(prior, bricks, components)
     repeated = RepeatedPrior(StandardNormal(bricks.latent_dim) if every is None else every, bricks.num_visits)
+    unseen = None if every is None else repeated.prior
     dynamics = VisitLatents(bricks.num_visits, bricks.latent_dim)
     model = LongitudinalVAE(bricks.decoder, dynamics, repeated, bricks.likelihood)
-    guide = GaussianGuide(model, VisitEncoder(bricks.encoder), latent=model.site)
+    guide = GaussianGuide(model, VisitEncoder(bricks.encoder, unseen), latent=model.site)
     return SequenceAutoencoder(model, guide, bricks.input_shape)
 
 

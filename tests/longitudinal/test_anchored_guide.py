@@ -18,6 +18,8 @@ from torch.distributions import AffineTransform
 import riemvae as rv
 from riemvae.flows import IAF, NSF
 from riemvae.longitudinal import AnchoredGuide, AnchorMixture, AnchorPosterior, FlowChain, LongitudinalVAE
+from riemvae.networks import MLPEncoder
+from riemvae.priors import MixturePrior, VampPrior
 
 F64 = torch.float64
 CASE = AffineSequences()
@@ -413,6 +415,36 @@ def test_a_subject_nobody_saw_has_the_standard_normal(kind, anchors):
     # The others are what they are without such a neighbour.
     alone = guide.posterior(x[2:], observed[2:], **{k: v[2:] for k, v in given.items()})
     torch.testing.assert_close(found[:, 2:], alone.log_prob(z[:, 2:]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("anchors", ["random", "mixture"])
+@pytest.mark.parametrize("kind", ["mixture", "vamp"])
+def test_a_subject_nobody_saw_pulls_on_nothing(kind, anchors):
+    """Its bound is 0 = log p(nothing), draw by draw, and so are gradients, of a prior that learns too."""
+    torch.manual_seed(1)
+    encoder = MLPEncoder(3, 2, (8,)).double()
+    prior = MixturePrior.from_codes(torch.randn(40, 2, dtype=F64) + 3, 2, seed=0)
+    if kind == "vamp":
+        prior = VampPrior(encoder, torch.randn(4, 3, dtype=F64), learn_pseudo_inputs=True)
+    flow = make_flow("nsf", 2).double()
+    model = LongitudinalVAE(nn.Linear(2, 3).double(), FlowChain([flow], 2), prior)
+    guide = AnchoredGuide(model, encoder, anchors=anchors)
+    x = torch.randn(3, 2, 3, dtype=F64)
+    observed = torch.tensor([[1, 1], [0, 0], [0, 0]]).bool()
+    posterior = guide.posterior(x, observed)
+    z_0 = posterior.rsample((4000,))
+    data = model.seen_part(x, observed, None, None)
+    joint = model.log_prob_visits(model.trajectory(z_0), data).sum(-2) + model.prior_of().log_prob(z_0)
+    bounds = joint - posterior.log_prob(z_0)
+    assert torch.equal(bounds[:, 1:], torch.zeros(4000, 2, dtype=F64)) and bounds[:, 0].abs().min() > 0
+    bounds[:, 1:].sum().backward()
+    parameters = [*model.parameters(), *guide.parameters()]
+    assert all(p.grad is None or p.grad.abs().max() < 1e-8 for p in parameters)
+    # And it is drawn from the prior.
+    law = model.prior_of()
+    draws, expected = z_0[:, 1:].detach(), law.sample((8000,))
+    error = (draws.flatten(0, 1).mean(0) - expected.mean(0)) / expected.std(0) * 4000**0.5
+    assert error.abs().max() < 4.5
 
 
 # -- what it is made of ------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from riemvae.longitudinal.visit_encoders import (
     VisitEncoder,
     condition,
 )
+from riemvae.longitudinal.visits import RepeatedPrior, SeenVisits, VisitLatents
+from riemvae.priors import MixturePrior, VampPrior
 from riemvae.priors.gaussian_process import GaussianProcessPrior
 
 T, D, SHAPE = 5, 2, (3, 4)
@@ -74,6 +76,47 @@ def test_each_seen_visit_is_encoded_by_itself():
             else:
                 assert loc[subject, own].tolist() == [0.0] * D
                 assert scale[subject, own].tolist() == [1.0] * D
+
+
+def test_seen_visits_are_a_distribution():
+    torch.manual_seed(0)
+    law = MixturePrior.from_codes(torch.randn(40, D, dtype=torch.float64) + 2, 2, seed=0)()
+    loc, observed = torch.randn(3, 2, D, dtype=torch.float64), torch.tensor([[1, 0], [0, 0], [1, 1]]).bool()
+    found = SeenVisits(loc, 0.5 + loc.abs(), observed, law)
+    # Draws of the law are not differentiable: where it is the model's prior, their gradients cancel.
+    check_distribution(found, seed=0, gradients=False)
+    z = found.rsample((20_000,))
+    assert ((z.mean(0) - found.mean) / found.stddev * len(z) ** 0.5).abs().max() < 4.5
+    assert (z.var(0) / found.variance - 1).abs().max() < 0.1
+    # By hand: subject 0 has a normal first visit and the law at the second.
+    normal = torch.distributions.Normal(loc[0, 0], 0.5 + loc[0, 0].abs()).log_prob(z[:, 0, :D]).sum(-1)
+    assert torch.allclose(found.log_prob(z)[:, 0], normal + law.log_prob(z[:, 0, D:]))
+    assert found.expand((4, 3)).rsample((5,)).shape == (5, 4, 3, 2 * D)
+
+
+def test_unseen_visits_add_nothing_to_the_bound_nor_to_the_training_of_a_prior():
+    """A VAE of visits with a VampPrior and missing visits is the VAE of those that are there."""
+    x, observed, _, _ = sequences()
+    torch.manual_seed(0)
+    encoder, decoder = network(), rv.networks.MLPDecoder(D, SHAPE, hidden=(8,)).double()
+    vamp = VampPrior(encoder, torch.randn(4, *SHAPE, dtype=torch.float64), learn_pseudo_inputs=True)
+    model = rv.longitudinal.LongitudinalVAE(decoder, VisitLatents(T, D), RepeatedPrior(vamp, T))
+    posterior = VisitEncoder(encoder, vamp)(x, observed, None, None, None)
+    z_0 = posterior.rsample((3,))
+    data = model.seen_part(x, observed, None, None)
+    joint = model.log_prob_visits(model.trajectory(z_0), data).sum(-2) + model.prior_of().log_prob(z_0)
+    bound = joint - posterior.log_prob(z_0)
+    assert bound[:, 1].abs().max() < 1e-12  # of whom nothing is seen
+    found = torch.autograd.grad(bound.sum(), list(model.parameters()))
+    z = z_0.unflatten(-1, (T, D))[:, observed].detach()
+    loc, scale = encoder(x[observed])
+    noise = (z - loc.detach()) / scale.detach()
+    z = loc + scale * noise
+    visits = model.likelihood.log_prob(decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2]), x[observed], 2)
+    each = visits + vamp().log_prob(z) - torch.distributions.Normal(loc, scale).log_prob(z).sum(-1)
+    assert torch.allclose(each.sum(1), bound.sum(1))
+    for ours, theirs in zip(found, torch.autograd.grad(each.sum(), list(model.parameters()))):
+        assert torch.allclose(ours, theirs, atol=1e-9)
 
 
 def test_a_pair_holds_all_of_one_and_then_all_of_the_other():
