@@ -19,6 +19,7 @@ from riemvae.benchmark.longitudinal.bins import NearestBins
 from riemvae.benchmark.longitudinal.columns import COLUMNS
 from riemvae.benchmark.longitudinal.data import load
 from riemvae.benchmark.longitudinal.measures import (
+    Case,
     Found,
     clusters,
     held_out,
@@ -194,7 +195,7 @@ def test_likelihoods_are_exact_where_the_guide_is():
     material = load(Data("turns", (4, 2, 3), 5, 3))._replace(test=data)
     found = Found({}, {}, {})
     ae.preprocessing = rv.data.infer_preprocessing(x)
-    likelihood(ae, material, experiment("rotmnist_quick"), QUICK, 0, found)
+    likelihood(Case(ae, material, experiment("rotmnist_quick"), QUICK, 0), found)
     exact = -law.log_prob(x).mean(1)
     # with the exact posterior every importance weight is p(x) itself
     for name in ("nll", "nll_tight"):
@@ -210,7 +211,7 @@ def test_coverage_and_held_out_likelihood_of_a_true_model():
     ae.preprocessing = rv.data.infer_preprocessing(data.x)
     material = load(Data("turns", (4, 2, 3), 5, 3))._replace(train=data, test=data, hidden=hidden)
     found = Found({}, {}, {})
-    held_out(ae, material, experiment("irregular_quick"), replace(QUICK, num_importance=200), 0, found)
+    held_out(Case(ae, material, experiment("irregular_quick"), replace(QUICK, num_importance=200), 0), found)
     # 4,000 values, of which those of a visit are correlated: three standard errors are below 0.02
     assert found.numbers["coverage"] == pytest.approx(0.9, abs=0.02)
     exact = -law.log_prob(data.x)
@@ -243,7 +244,7 @@ def test_dynamics_far_apart_are_told_apart():
     ae = build("lvae_set", replace(e, scale=1.0), (12,), 8, material.train.times, 0)
     ae.fit(material.train, max_epochs=40, learning_rate=3e-3, seed=0, progress=False)
     found = Found({}, {}, {})
-    clusters(ae, material, replace(e, cluster_epochs=0), QUICK, 0, found)
+    clusters(Case(ae, material, replace(e, cluster_epochs=0), QUICK, 0), found)
     assert found.numbers["ari_start"] > 0.9
 
 
@@ -408,7 +409,7 @@ def test_a_kept_model_has_the_reported_numbers(finished):
     e = DIGITS.experiments[0]
     for model in ("lvae_mixture", "visit_vae"):
         ae = rv.load(folder / "models" / label_of(e.name, model, 1))
-        again = measure("likelihood", ae.eval(), load(e.data), e, DIGITS, 1)
+        again = measure("likelihood", Case(ae.eval(), load(e.data), e, DIGITS, 1))
         for name in ("nll", "nll_tight"):
             assert again.numbers[name] == pytest.approx(
                 result_of(folder, model, 1)["numbers"][name], abs=1e-4

@@ -49,19 +49,30 @@ class Found(NamedTuple):
     weights: dict[str, list[float]]
 
 
-def measure(
-    name: str,
-    ae: SequenceAutoencoder,
-    material: Material,
-    experiment: Experiment,
-    settings: Settings,
-    seed: int,
-) -> Found:
+class Case(NamedTuple):
+    """A trained model, and what it is judged on.
+
+    Attributes:
+        ae: The model.
+        material: The data.
+        experiment: What it was trained for.
+        settings: All numbers.
+        seed: That of the training.
+    """
+
+    ae: SequenceAutoencoder
+    material: Material
+    experiment: Experiment
+    settings: Settings
+    seed: int
+
+
+def measure(name: str, case: Case) -> Found:
     """One of :data:`~riemvae.benchmark.longitudinal.settings.MEASURES`."""
     found = Found({}, {}, {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # k̂ and the like: these are estimates of many subjects
-        _MEASURES[name](ae, material, experiment, settings, seed, found)
+        _MEASURES[name](case, found)
     return found
 
 
@@ -79,15 +90,9 @@ def _per_subject(found: Found, name: str, values: Tensor, weights: Tensor | None
 # -- likelihood ----------------------------------------------------------------------------------------------
 
 
-def likelihood(
-    ae: SequenceAutoencoder,
-    material: Material,
-    experiment: Experiment,
-    settings: Settings,
-    seed: int,
-    found: Found,
-) -> None:
+def likelihood(case: Case, found: Found) -> None:
     """Negative log-likelihoods of complete test sequences, divided by the number of visits."""
+    ae, material, _, settings, _ = case
     test, visits = material.test, material.test.num_visits
     anchored = isinstance(ae.guide, AnchoredGuide)
     since = time.process_time()
@@ -151,15 +156,9 @@ def methods_of(ae: SequenceAutoencoder, experiment: Experiment) -> list[str]:
     return [method for method in experiment.methods if method not in unfit]
 
 
-def imputation(
-    ae: SequenceAutoencoder,
-    material: Material,
-    experiment: Experiment,
-    settings: Settings,
-    seed: int,
-    found: Found,
-) -> None:
+def imputation(case: Case, found: Found) -> None:
     """Squared errors of what is missing, by each imputer, of its draws and of its mean."""
+    ae, material, experiment, settings, _ = case
     for method in methods_of(ae, experiment):
         since = time.process_time()
         result = ae.imputation(
@@ -186,15 +185,9 @@ def _errors(found: Found, method: str, result: Imputation, material: Material) -
 # -- irregular times -----------------------------------------------------------------------------------------
 
 
-def held_out(
-    ae: SequenceAutoencoder,
-    material: Material,
-    experiment: Experiment,
-    settings: Settings,
-    seed: int,
-    found: Found,
-) -> None:
+def held_out(case: Case, found: Found) -> None:
     """Likelihood, error and coverage at the visits that are not seen, given those that are."""
+    ae, material, _, settings, _ = case
     hidden, every = material.hidden, complete(material.test)
     estimator = "mixture" if isinstance(ae.guide, AnchoredGuide) else None
     seen, joint = (
@@ -249,15 +242,9 @@ def _over_draws(
     return torch.cat(parts)
 
 
-def progression(
-    ae: SequenceAutoencoder,
-    material: Material,
-    experiment: Experiment,
-    settings: Settings,
-    seed: int,
-    found: Found,
-) -> None:
+def progression(case: Case, found: Found) -> None:
     """How well the true time on the common scale, ``t*``, is ordered by scores of the seen test visits."""
+    ae, material, *_ = case
     train, test = material.train, material.hidden
     z_train, z_test = visit_latents(ae, train), visit_latents(ae, test)
     truth = test.truth["t_star"][test.observed]
@@ -306,18 +293,12 @@ def _spearman(score: Tensor, truth: Tensor) -> float:
 # -- clusters ------------------------------------------------------------------------------------------------
 
 
-def clusters(
-    ae: SequenceAutoencoder,
-    material: Material,
-    experiment: Experiment,
-    settings: Settings,
-    seed: int,
-    found: Found,
-) -> None:
+def clusters(case: Case, found: Found) -> None:
     """Agreement of clusters of trajectories with the two dynamics, before and after training with a mixture.
 
     The model is trained further: this measure comes last.
     """
+    ae, material, experiment, _, seed = case
     train, test = (_arguments(ae, data) for data in (material.train, material.hidden))
     labels = material.hidden.labels
     if labels is None:
@@ -357,7 +338,7 @@ def _arguments(ae: SequenceAutoencoder, data: Sequences) -> dict[str, Tensor]:
     return batch
 
 
-_MEASURES: dict[str, Callable[..., None]] = {
+_MEASURES: dict[str, Callable[[Case, Found], None]] = {
     "likelihood": likelihood,
     "imputation": imputation,
     "held_out": held_out,

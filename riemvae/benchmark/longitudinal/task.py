@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from riemvae import persistence
 from riemvae._tasks import Tell
 from riemvae.benchmark.longitudinal.data import Material, load
-from riemvae.benchmark.longitudinal.measures import measure
+from riemvae.benchmark.longitudinal.measures import Case, measure
 from riemvae.benchmark.longitudinal.models import MODELS, build
 from riemvae.benchmark.longitudinal.settings import Experiment, Settings
 from riemvae.data import write_json
@@ -96,7 +96,7 @@ def train_and_measure(
             ae, training = _trained(experiment, name, seed, material, out, label, device, digest)
             result = {**about, **training, **_machine(device), "numbers": {}, "subjects": {}, "weights": {}}
             for kind in experiment.measures:
-                found = measure(kind, ae, material, experiment, settings, seed)
+                found = measure(kind, Case(ae, material, experiment, settings, seed))
                 for part, values in found._asdict().items():
                     result[part] |= values
     except Exception as error:
