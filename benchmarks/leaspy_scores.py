@@ -1,9 +1,9 @@
 """Chapter 5's model against leaspy's on synthetic clinical scores.
 
-    python benchmarks/leaspy_scores.py --leaspy PYTHON [--quick] [--seeds 0 1 2] [--out FOLDER]
+    python benchmarks/leaspy_scores.py [--leaspy PYTHON] [--quick] [--seeds 0 1 2] [--out FOLDER]
 
-``PYTHON`` is an interpreter that has leaspy (``python -m venv folder; folder/bin/pip install leaspy``). It
-wants an older numpy than riemvae may have been installed with, so it runs apart.
+``PYTHON`` is an interpreter that has leaspy, which wants numpy before 2: that of an environment of its own, or,
+where ``riemvae[leaspy]`` was installed, this one.
 
 Both are trained on the same subjects, told the early visits of others, and asked for the subjects' common
 time and their later visits. Scores come from leaspy's own family of curves (``logistic``), and from curves
@@ -200,7 +200,9 @@ def _rows(kind: str, runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures chapter 5's model against leaspy's.")
-    parser.add_argument("--leaspy", required=True, metavar="PYTHON", help="an interpreter that has leaspy")
+    parser.add_argument(
+        "--leaspy", default=sys.executable, metavar="PYTHON", help="an interpreter that has leaspy; this one"
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of leaspy's training")
