@@ -19,11 +19,17 @@ from zuko.flows import (  # noqa: E402
     LazyTransform,
     MaskedAutoregressiveTransform,
 )
-from zuko.transforms import ComposedTransform, MonotonicRQSTransform  # noqa: E402
+from zuko.transforms import (  # noqa: E402
+    AutoregressiveTransform,
+    ComposedTransform,
+    MonotonicRQSTransform,
+)
+from zuko.utils import unpack  # noqa: E402
 
 Distribution._validate_args = _validated
 
 __all__ = [
+    "AutoregressiveTransform",
     "ComposedTransform",
     "Flow",
     "GeneralCouplingTransform",
@@ -32,4 +38,5 @@ __all__ = [
     "LazyTransform",
     "MaskedAutoregressiveTransform",
     "MonotonicRQSTransform",
+    "unpack",
 ]

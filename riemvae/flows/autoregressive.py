@@ -10,8 +10,9 @@ import torch
 
 from riemvae._checks import check_count, check_positive
 from riemvae._recipe import recipe
-from riemvae.flows._zuko import LazyTransform, MaskedAutoregressiveTransform, MonotonicRQSTransform
+from riemvae.flows._zuko import LazyTransform, MonotonicRQSTransform
 from riemvae.flows.flow import VectorFlow, stacked
+from riemvae.flows.sequential import SequentialTransform
 
 
 def _autoregressive(features: int, *sizes: Any, **univariate: Any) -> list[LazyTransform]:
@@ -21,7 +22,7 @@ def _autoregressive(features: int, *sizes: Any, **univariate: Any) -> list[LazyT
         ascending = torch.arange(features)
         return {"order": ascending if k % 2 == 0 else ascending.flip(0)}
 
-    return stacked(MaskedAutoregressiveTransform, turn, features, *sizes, **univariate)
+    return stacked(SequentialTransform, turn, features, *sizes, **univariate)
 
 
 def spline(bins: int, bound: float) -> dict[str, Any]:
@@ -34,7 +35,9 @@ def spline(bins: int, bound: float) -> dict[str, Any]:
 
 @recipe
 class MAF(VectorFlow):
-    """The masked autoregressive flow: densities in one pass, draws in ``d`` passes.
+    """The masked autoregressive flow: densities at once, draws one feature after another.
+
+    Both ways take the products of one pass; ``d`` small steps are slower than one large one all the same.
 
     Each transform takes data towards the base by ``y_i = x_i exp(a_i(x_{<i}, c)) + b_i(x_{<i}, c)``, every
     second one with the order of the features reversed. It starts near the identity.
@@ -72,7 +75,7 @@ class MAF(VectorFlow):
 
 @recipe
 class IAF(VectorFlow):
-    """The inverse autoregressive flow: draws in one pass, densities of foreign points in ``d`` passes.
+    """The inverse autoregressive flow: draws at once, densities of foreign points a feature at a time.
 
     The transforms of :class:`MAF` run from the base to the data. What a posterior wants, whose density is
     asked for at its own draws only.
@@ -110,11 +113,11 @@ class IAF(VectorFlow):
 
 @recipe
 class NSF(VectorFlow):
-    """The autoregressive neural spline flow: densities in one pass, draws in ``d`` passes.
+    """The autoregressive neural spline flow: densities at once, draws one feature after another.
 
     Like :class:`MAF` with monotone rational-quadratic splines for the affine maps. A spline acts on
     ``[-bound, bound]`` and is the **identity outside**: standardise data, or take a larger bound; what lies
-    outside follows the base. ``InvertedFlow(NSF(d))`` draws in one pass.
+    outside follows the base. ``InvertedFlow(NSF(d))`` draws at once.
 
     Args:
         features: ``d``.

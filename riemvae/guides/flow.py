@@ -21,9 +21,9 @@ class FlowGuide(EncodedGuide):
 
     ``log q(z|x) = log q(z_0|x) - log|det ∂T/∂z_0|``. ``T`` is the direction in which the flow *samples*, with
     the encoder's posterior in place of its base: of a zuko ``Flow``, the inverse of ``flow(c).transform``. So
-    :class:`~riemvae.flows.IAF`, couplings, planar and radial flows take one pass, and MAF or NSF ``d``
-    passes (:class:`~riemvae.flows.InvertedFlow` swaps them). A lazy transform or a transform of torch or
-    Pyro is ``T`` itself.
+    :class:`~riemvae.flows.IAF`, couplings, planar and radial flows move all features at once, MAF or NSF one
+    after another (:class:`~riemvae.flows.InvertedFlow` swaps them). A lazy transform or a transform of torch
+    or Pyro is ``T`` itself.
 
     It registers the auxiliary site ``z_0``, subtracts the log-determinant by a factor and gives the model
     ``z``; plain ``SVI(model, guide, optim, Trace_ELBO())`` trains it, exactly. On a constrained latent ``T``

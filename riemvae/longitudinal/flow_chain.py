@@ -20,9 +20,9 @@ class FlowChain(Dynamics):
     """``z_l = f_l(z_{l-1})`` for ``l = 1, ..., T-1``: numbered visits linked by flows.
 
     ``f_l`` is the direction in which a zuko ``Flow`` *samples*: with :class:`~riemvae.flows.IAF` (the
-    thesis's) unrolling takes one pass a flow and rewinding ``d``; with :class:`~riemvae.flows.MAF` it is the
-    other way round (one more where the log-determinant comes after an inverse); couplings take one or two
-    both ways. A lazy transform or a transform of torch or Pyro is ``f_l`` itself.
+    thesis's) unrolling takes all features at once and rewinding one after another; with
+    :class:`~riemvae.flows.MAF` it is the other way round; couplings take all at once both ways. A lazy
+    transform or a transform of torch or Pyro is ``f_l`` itself.
 
     Args:
         transitions: ``T - 1`` flows or transforms, in the order of the visits; none for a single visit.
