@@ -2,8 +2,8 @@
 
     python benchmarks/leaspy_scores.py [--leaspy PYTHON] [--quick] [--seeds 0 1 2] [--out FOLDER]
 
-``PYTHON`` is an interpreter that has leaspy, which wants numpy before 2: that of an environment of its own, or
-this one, where ``riemvae[leaspy]`` was installed.
+``PYTHON`` is an interpreter that has leaspy, which wants numpy before 2: that of an environment of its own,
+or this one, where ``riemvae[leaspy]`` was installed.
 
 Both are trained on the same subjects, told the early visits of others, and asked for the subjects' common
 time and their later visits. Scores come from leaspy's own family of curves (``logistic``), and from curves
