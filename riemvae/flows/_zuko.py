@@ -22,6 +22,7 @@ from zuko.flows import (  # noqa: E402
 from zuko.transforms import (  # noqa: E402
     AutoregressiveTransform,
     ComposedTransform,
+    MonotonicAffineTransform,
     MonotonicRQSTransform,
 )
 from zuko.utils import unpack  # noqa: E402
@@ -37,6 +38,7 @@ __all__ = [
     "LazyInverse",
     "LazyTransform",
     "MaskedAutoregressiveTransform",
+    "MonotonicAffineTransform",
     "MonotonicRQSTransform",
     "unpack",
 ]

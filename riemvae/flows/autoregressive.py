@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from riemvae._checks import check_count, check_positive
 from riemvae._recipe import recipe
-from riemvae.flows._zuko import LazyTransform, MonotonicRQSTransform
+from riemvae.flows._zuko import LazyTransform, MonotonicAffineTransform, MonotonicRQSTransform
 from riemvae.flows.flow import VectorFlow, stacked
 from riemvae.flows.sequential import SequentialTransform
 
@@ -23,6 +24,16 @@ def _autoregressive(features: int, *sizes: Any, **univariate: Any) -> list[LazyT
         return {"order": ascending if k % 2 == 0 else ascending.flip(0)}
 
     return stacked(SequentialTransform, turn, features, *sizes, **univariate)
+
+
+# zuko's: scales between 1/1000 and 1000.
+MAX_LOG_SCALE = math.log(1e3)
+
+
+def affine(max_log_scale: float) -> dict[str, Any]:
+    """The arguments of zuko for a monotone affine map."""
+    check_positive("max_log_scale", max_log_scale)
+    return {"univariate": partial(MonotonicAffineTransform, slope=math.exp(-max_log_scale))}
 
 
 def spline(bins: int, bound: float) -> dict[str, Any]:
@@ -48,9 +59,11 @@ class MAF(VectorFlow):
         transforms: The number of transforms; with one, the first feature depends on no other.
         hidden: Widths of the hidden layers of each masked network.
         activation: ``"elu"``, ``"relu"``, ``"silu"`` or ``"tanh"``; a smooth one suits Hamiltonian guides.
+        max_log_scale: What ``|a|`` stays below, softly. Chains of many flows want 1: scales multiply.
 
     Raises:
-        ValueError: Counts below one, an unknown activation; when called, a context that does not fit.
+        ValueError: Counts below one, an unknown activation, a bound that is not positive; when called, a
+            context that does not fit.
 
     Source: Papamakarios, Pavlakou and Murray (2017).
 
@@ -67,10 +80,12 @@ class MAF(VectorFlow):
         transforms: int = 3,
         hidden: Sequence[int] = (64, 64),
         activation: str = "silu",
+        max_log_scale: float = MAX_LOG_SCALE,
     ) -> None:
-        parts = _autoregressive(features, context, transforms, hidden, activation)
+        parts = _autoregressive(features, context, transforms, hidden, activation, **affine(max_log_scale))
         super().__init__(features, context, parts)
         self.transforms, self.hidden, self.activation = transforms, tuple(hidden), activation
+        self.max_log_scale = max_log_scale
 
 
 @recipe
@@ -86,6 +101,7 @@ class IAF(VectorFlow):
         transforms: The number of transforms; with one, the first feature depends on no other.
         hidden: Widths of the hidden layers of each masked network.
         activation: ``"elu"``, ``"relu"``, ``"silu"`` or ``"tanh"``.
+        max_log_scale: What ``|a|`` stays below, softly. Chains of many flows want 1: scales multiply.
 
     Raises:
         ValueError: As for :class:`MAF`.
@@ -105,10 +121,12 @@ class IAF(VectorFlow):
         transforms: int = 3,
         hidden: Sequence[int] = (64, 64),
         activation: str = "silu",
+        max_log_scale: float = MAX_LOG_SCALE,
     ) -> None:
-        parts = _autoregressive(features, context, transforms, hidden, activation)
+        parts = _autoregressive(features, context, transforms, hidden, activation, **affine(max_log_scale))
         super().__init__(features, context, [part.inv for part in reversed(parts)])
         self.transforms, self.hidden, self.activation = transforms, tuple(hidden), activation
+        self.max_log_scale = max_log_scale
 
 
 @recipe

@@ -9,7 +9,7 @@ import torch
 
 from riemvae._recipe import recipe
 from riemvae.flows._zuko import GeneralCouplingTransform, LazyTransform
-from riemvae.flows.autoregressive import spline
+from riemvae.flows.autoregressive import MAX_LOG_SCALE, affine, spline
 from riemvae.flows.flow import VectorFlow, stacked
 
 
@@ -35,6 +35,7 @@ class RealNVP(VectorFlow):
         transforms: The number of transforms; each feature depends on all others from three on.
         hidden: Widths of the hidden layers of each network.
         activation: ``"elu"``, ``"relu"``, ``"silu"`` or ``"tanh"``; a smooth one suits Hamiltonian guides.
+        max_log_scale: What ``|a|`` stays below, softly. Chains of many flows want 1: scales multiply.
 
     Raises:
         ValueError: Counts below one, an unknown activation; when called, a context that does not fit.
@@ -53,10 +54,12 @@ class RealNVP(VectorFlow):
         transforms: int = 4,
         hidden: Sequence[int] = (64, 64),
         activation: str = "silu",
+        max_log_scale: float = MAX_LOG_SCALE,
     ) -> None:
-        parts = _coupling(features, context, transforms, hidden, activation)
+        parts = _coupling(features, context, transforms, hidden, activation, **affine(max_log_scale))
         super().__init__(features, context, parts)
         self.transforms, self.hidden, self.activation = transforms, tuple(hidden), activation
+        self.max_log_scale = max_log_scale
 
 
 @recipe

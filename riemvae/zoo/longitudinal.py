@@ -10,7 +10,14 @@ from riemvae.longitudinal import FlowChain, LengthAveraged, LongitudinalVAE
 from riemvae.longitudinal.ode import OdeFlow, VectorField
 from riemvae.longitudinal.time_features import TimeFeatures
 from riemvae.longitudinal.time_flow import time_flow
-from riemvae.zoo.sequence_bricks import SequenceBricks, flow_by_name, sequence_guide, visit_prior
+from riemvae.zoo.sequence_bricks import (
+    AFFINE_FLOWS,
+    ANCHORED,
+    SequenceBricks,
+    flow_by_name,
+    sequence_guide,
+    visit_prior,
+)
 from riemvae.zoo.sequences import SequenceAutoencoder
 
 
@@ -27,6 +34,7 @@ def lvae(
     components: int = 500,
     length_averaged: bool = False,
     warmup: int = 10,
+    max_log_scale: float | None = None,
 ) -> SequenceAutoencoder:
     """The longitudinal VAE: numbered visits linked by normalizing flows.
 
@@ -36,13 +44,18 @@ def lvae(
     else each is a ``flow`` by name. ``inference`` is ``"anchor"``, algorithm 6 with an anchor a subject;
     ``"mixture"``, all observed visits as anchors at once, a tighter bound; or ``"experts"``, ``"set"`` or
     ``"recurrent"``, a posterior by a network of all observed visits. ``length_averaged`` divides the
-    reconstruction by the number of visits as published: no bound, for comparison only.
+    reconstruction by the number of visits as published: no bound, for comparison only. ``max_log_scale``
+    bounds the log scales of affine flows; None is 1 for a posterior of all visits, which starts with running
+    all flows on latents that nothing ties to the later visits, and zuko's own with anchors.
 
     Source: Chadebec (thesis), chapter 6: algorithm 6, section 6.7.3.
     """
     if transitions is None:
+        options = {}
+        if flow in AFFINE_FLOWS and (max_log_scale is not None or inference not in ANCHORED):
+            options["max_log_scale"] = 1.0 if max_log_scale is None else max_log_scale
         transitions = [
-            flow_by_name(flow, bricks.latent_dim, flow_transforms, flow_hidden)
+            flow_by_name(flow, bricks.latent_dim, flow_transforms, flow_hidden, **options)
             for _ in range(bricks.visits - 1)
         ]
     elif len(transitions) != bricks.visits - 1:

@@ -29,6 +29,8 @@ FLOWS: dict[str, Callable[..., nn.Module]] = {
     "coupling": RealNVP,
     "spline_coupling": SplineCoupling,
 }
+# Those whose scales can be bounded.
+AFFINE_FLOWS = ("iaf", "maf", "coupling")
 POSTERIORS = ("normal", "iaf")
 
 
@@ -91,7 +93,8 @@ def posterior_flow(posterior: str, bricks: SequenceBricks) -> dict[str, Any]:
     return {"flow": flow, "context": context}
 
 
-INFERENCES = ("anchor", "mixture", "experts", "set", "recurrent")
+ANCHORED = ("anchor", "mixture")
+INFERENCES = (*ANCHORED, "experts", "set", "recurrent")
 
 
 def sequence_guide(
@@ -107,7 +110,7 @@ def sequence_guide(
     ``"experts"``, ``"set"`` and ``"recurrent"`` a Gaussian by a network of all observed visits.
     """
     check_choice("inference", inference, list(INFERENCES))
-    if inference in ("anchor", "mixture"):
+    if inference in ANCHORED:
         anchors = "random" if inference == "anchor" else "mixture"
         return AnchoredGuide(model, bricks.encoder, **posterior_flow(posterior, bricks), anchors=anchors)
     if posterior != "normal":

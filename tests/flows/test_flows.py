@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from flow_cases import FLOWS, make_flow
+from flow_cases import FLOWS, make_flow, roughen
 from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -223,6 +223,19 @@ def test_the_inverse_feature_by_feature_is_zukos(name, context, lead):
         back = part(c).inv.inv(found[0])
         torch.testing.assert_close(back, y.expand(back.shape), rtol=0, atol=1e-8)
         torch.testing.assert_close(part(c).inv.log_abs_det_jacobian(y, found[0]), found[1])
+
+
+@pytest.mark.parametrize("build", [MAF, IAF, RealNVP])
+def test_scales_stay_below_their_bound(build):
+    torch.manual_seed(0)
+    x = torch.randn(200, 4)
+    free, bounded = (
+        roughen(build(4, transforms=3, **options), 1.0)().transform.call_and_ladj(x)[1].abs().max()
+        for options in ({}, {"max_log_scale": 0.3})
+    )
+    assert bounded < 3 * 4 * 0.3 < free
+    with pytest.raises(ValueError, match="max_log_scale"):
+        build(3, max_log_scale=0.0)
 
 
 def test_iaf_is_the_inverted_maf():

@@ -10,6 +10,7 @@ from torch import nn
 
 import riemvae as rv
 from riemvae.data import Sequences
+from riemvae.data.generators import starmen
 
 
 class VisitEncoder(nn.Module):
@@ -212,3 +213,26 @@ def test_a_single_visit_is_a_plain_autoencoder():
 def test_numpy_arrays_give_tensors():
     ae = rv.zoo.build("lvae", (6,), num_visits=3, latent_dim=2, hidden=(8,), seed=0)
     assert isinstance(ae.impute(np.asarray(toy(3)), num_draws=3), torch.Tensor)
+
+
+def test_long_chains_of_flows_with_a_posterior_of_all_visits_train():
+    """Ten visits: without a bound on their scales the flows' products overflow within an epoch."""
+    data = starmen(160, 10, size=16, seed=0).drop_visits(0.3, seed=1)
+    ae = rv.zoo.build(
+        "lvae",
+        (1, 16, 16),
+        num_visits=10,
+        latent_dim=16,
+        architecture="table_6_4",
+        hidden=(128, 64),
+        likelihood=rv.likelihoods.Gaussian("learned"),
+        flow="coupling",
+        flow_transforms=4,
+        flow_hidden=(128, 128),
+        inference="set",
+        seed=0,
+    )
+    assert {flow.max_log_scale for flow in ae.model.dynamics.transitions} == {1.0}
+    ae.fit(data, max_epochs=12, batch_size=16, seed=0, progress=False)
+    losses = ae.history_["train_loss"]
+    assert losses[-1] < 0.7 * losses[0]
