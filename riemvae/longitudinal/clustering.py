@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from riemvae._checks import argument_error, check_count
+from riemvae._checks import argument_error, check_choice, check_count
 from riemvae._seeding import forked
 from riemvae.inference.estimation import for_each_batch
 from riemvae.inference.weights import DEFAULT_CHUNK, draw_weights
@@ -181,6 +181,9 @@ def fit_mixture(
     data: Any,
     num_components: int,
     *,
+    by: str = "latent",
+    times: Tensor | None = None,
+    num_features: int = 4,
     learn: bool = True,
     full: bool = False,
     num_starts: int = 5,
@@ -197,11 +200,19 @@ def fit_mixture(
     on. The mixture is that of the means, which lie closer together than the latents themselves: training
     widens it.
 
+    With ``by="latent"`` subjects are told apart by whatever makes groups in ``z_0``, which may be what they
+    look like. ``by="motion"`` tells them apart by how they change: a mixture of the latents of all visits,
+    without their mean over the visits, says who belongs together, and the components have the moments of
+    ``z_0`` of these.
+
     Args:
         model: A trained model of sequences.
         guide: Its guide.
         data: Training data, tensor or array, tuple or mapping as for :func:`riemvae.fit`.
         num_components: ``K``.
+        by: ``"latent"`` or ``"motion"``.
+        times: At which motions are compared, ``(T,)``, for models in continuous time.
+        num_features: Principal axes of the motions that count.
         learn: Whether the mixture is trained further.
         full: Whether covariances are full.
         num_starts: Fits by expectation maximisation, each from k-means; the best is kept.
@@ -212,7 +223,7 @@ def fit_mixture(
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: Fewer subjects than components.
+        ValueError: Fewer subjects than components, an unknown choice; what the dynamics raises without times.
 
     Source: Jiang et al. (2017), Variational deep embedding, for such a start.
 
@@ -229,6 +240,7 @@ def fit_mixture(
         torch.Size([2, 6])
     """
     check_count("num_starts", num_starts)
+    check_choice("by", by, ["latent", "motion"])
     with forked(seed):
         means = posterior_means(
             model,
@@ -239,10 +251,33 @@ def fit_mixture(
             batch_size=batch_size,
             progress=progress,
         )
+        if by == "motion":
+            of_motion = _motion_groups(model, means, times, num_components, num_features, num_starts)
+            return MixturePrior.from_responsibilities(means, of_motion, learn, full).to(means.device)
         fits = [MixturePrior.from_codes(means, num_components, learn, full) for _ in range(num_starts)]
     with torch.no_grad():
         scores = torch.stack([prior().log_prob(means).mean() for prior in fits])
     return fits[int(scores.argmax())].to(means.device)
+
+
+@torch.no_grad()
+def _motion_groups(
+    model: Any, means: Tensor, times: Tensor | None, num_components: int, num_features: int, num_starts: int
+) -> Tensor:
+    """Probabilities ``(N, K)`` of a mixture of how the latents of the visits move."""
+    from sklearn.decomposition import PCA
+    from sklearn.mixture import GaussianMixture
+
+    if len(means) < num_components:
+        raise argument_error("data", f"at least {num_components} subjects", f"{len(means)}")
+    z = model.trajectory(means, None if times is None else times.to(means).expand(len(means), -1))
+    motion = (z - z.mean(-3, keepdim=True)).transpose(0, 1).flatten(1).double().cpu().numpy()
+    axes = min(check_count("num_features", num_features), *motion.shape)
+    state = int(torch.randint(2**31 - 1, ()))
+    scores = PCA(axes, random_state=state).fit_transform(motion)
+    scores = scores / max(float(scores.std()), 1e-12)
+    mixture = GaussianMixture(num_components, n_init=num_starts, random_state=state, reg_covar=1e-4)
+    return torch.as_tensor(mixture.fit(scores).predict_proba(scores)).to(means)
 
 
 def _over_draws(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -120,14 +122,64 @@ class MixturePrior(nn.Module):
             reg_covar=(1.01 * floor) ** 2 + 1e-6,
             random_state=int(torch.randint(2**31 - 1, ())) if seed is None else seed,
         ).fit(z.detach().double().cpu().numpy())
-        covariances = torch.as_tensor(fit.covariances_)
+        moments = [torch.as_tensor(part) for part in (fit.weights_, fit.means_, fit.covariances_)]
+        return cls._of_moments(z, moments, learn, full, floor)
+
+    @classmethod
+    def from_responsibilities(
+        cls, z: Tensor, weights: Tensor, learn: bool = True, full: bool = False, floor: float = FLOOR
+    ) -> MixturePrior:
+        """The mixture with the moments of weighted codes: one step of expectation maximisation.
+
+        Args:
+            z: Codes ``(N, d)``.
+            weights: How much each is of each component, ``(N, K)``, such as probabilities or indicators.
+            learn: Whether it is trained further.
+            full: Whether covariances are full.
+            floor: What scales stay above.
+
+        Raises:
+            ValueError: Shapes that do not fit, weights that are negative, a component without any.
+
+        Example:
+            >>> z = torch.cat([torch.randn(100, 2) - 4, torch.randn(100, 2) + 4])
+            >>> halves = torch.eye(2).repeat_interleave(100, 0)
+            >>> MixturePrior.from_responsibilities(z, halves).locs.detach().sign()
+            tensor([[-1., -1.],
+                    [ 1.,  1.]])
+        """
+        if z.dim() != 2:
+            raise argument_error("z", "codes (N, d)", z)
+        check_finite("z", z)
+        if weights.dim() != 2 or len(weights) != len(z):
+            raise argument_error("weights", f"({len(z)}, K)", weights)
+        check_finite("weights", weights)
+        if bool((weights < 0).any()) or bool((weights.sum(0) <= 0).any()):
+            raise argument_error("weights", "numbers of at least 0, some of each component above", weights)
+        codes, shares = z.detach().double(), weights.detach().double()
+        count = shares.sum(0)
+        locs = shares.T @ codes / count[:, None]
+        centred = codes - locs[:, None]
+        if full:
+            covariances = torch.einsum("nk,kni,knj->kij", shares, centred, centred) / count[:, None, None]
+            covariances = covariances + ((1.01 * floor) ** 2 + 1e-6) * torch.eye(z.shape[1]).to(covariances)
+        else:
+            covariances = torch.einsum("nk,kni->ki", shares, centred.square()) / count[:, None]
+            covariances = covariances + (1.01 * floor) ** 2 + 1e-6
+        return cls._of_moments(z, [count / count.sum(), locs, covariances], learn, full, floor)
+
+    @classmethod
+    def _of_moments(
+        cls, like: Tensor, moments: Sequence[Tensor], learn: bool, full: bool, floor: float
+    ) -> MixturePrior:
+        """Of weights, means and covariances ``(K, d, d)``, or variances ``(K, d)``."""
+        weights, locs, covariances = moments
         scales = torch.linalg.cholesky(covariances) if full else covariances.sqrt()
         if full:  # a small diagonal beside a strong correlation
             diagonal = scales.diagonal(dim1=-2, dim2=-1)
             scales = scales.tril(-1) + torch.diag_embed(diagonal.clamp(min=1.001 * floor))
-        weights = torch.as_tensor(fit.weights_).clamp(min=1e-8)
-        numbers = [t.to(z) for t in (weights, torch.as_tensor(fit.means_), scales)]
-        return cls(z.shape[-1], num_components, learn, full, floor, *numbers)
+        numbers = [t.to(like) for t in (weights.clamp(min=1e-8), locs, scales)]
+        return cls(locs.shape[1], len(locs), learn, full, floor, *numbers)
 
     @property
     def weights(self) -> Tensor:

@@ -10,7 +10,7 @@ from torch.distributions import AffineTransform, MultivariateNormal
 
 import riemvae as rv
 from riemvae.likelihoods import Gaussian
-from riemvae.longitudinal import FlowChain, LongitudinalVAE
+from riemvae.longitudinal import FlowChain, LongitudinalVAE, time_flow
 from riemvae.longitudinal.clustering import (
     cluster_trajectories,
     fit_mixture,
@@ -243,6 +243,47 @@ def test_the_mixture_starts_where_the_means_are():
     assert adjusted_rand_score(labels.numpy(), found.labels.numpy()) >= 0.9
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_groups_by_motion_are_not_groups_by_looks(full):
+    """Two looks, far apart, and two ways to move: the mixture of the latent finds looks, unless told."""
+    g = torch.Generator().manual_seed(0)
+    looks, ways = torch.randint(2, (2, 300), generator=g)
+    steps = torch.arange(3.0)[None, :, None] - 1.0
+    moves = (2.0 * ways[:, None, None] - 1.0) * steps * torch.tensor([0.0, 1.0])
+    place = torch.tensor([8.0, 0.0]) * (2.0 * looks[:, None, None] - 1.0)
+    x = place + moves + 0.2 * torch.randn(300, 3, 2, generator=g)
+
+    def itself(x):
+        return x, torch.full_like(x, 0.05)
+
+    model = LongitudinalVAE(torch.nn.Identity(), VisitLatents(3, 2), likelihood=Gaussian(0.05))
+    guide = rv.guides.GaussianGuide(model, VisitEncoder(itself), latent="z_0")
+    options = {"full": full, "num_samples": 20, "weighted": False, "seed": 0}
+    scores = {}
+    for by in ("latent", "motion"):
+        mixture = fit_mixture(model, guide, x, 2, by=by, **options)
+        found = cluster_trajectories(model, guide, x, 20, mixture=mixture, weighted=False, seed=0).labels
+        scores[by] = [adjusted_rand_score(truth.numpy(), found.numpy()) for truth in (looks, ways)]
+    assert scores["latent"][0] > 0.95 and abs(scores["latent"][1]) < 0.05
+    assert scores["motion"][1] > 0.95 and abs(scores["motion"][0]) < 0.05
+    assert torch.equal(mixture.locs, fit_mixture(model, guide, x, 2, by="motion", **options).locs)
+
+
+def test_motions_in_continuous_time_are_compared_at_given_times():
+    torch.manual_seed(0)
+    model = LongitudinalVAE(torch.nn.Linear(2, 3), time_flow(2, hidden=(8,)))
+    guide = rv.guides.GaussianGuide(
+        model, rv.networks.SetEncoder(torch.nn.Flatten(), 2, num_features=3), latent="u"
+    )
+    data = {"x": torch.randn(20, 3, 3), "times": torch.rand(20, 3)}
+    prior = fit_mixture(
+        model, guide, data, 2, by="motion", times=torch.linspace(0, 1, 4), num_samples=5, seed=0
+    )
+    assert prior.locs.shape == (2, 2)
+    with pytest.raises(ValueError, match="times"):
+        fit_mixture(model, guide, data, 2, by="motion", num_samples=5, seed=0)
+
+
 def test_the_best_of_several_starts_is_kept(monkeypatch):
     task = Affine(apart=4.0)
     model = task.model()
@@ -264,6 +305,11 @@ def plain_model():
 BAD = {
     "mixture": lambda: cluster_trajectories(*plain_model(), torch.zeros(4, 3, 3), 5),
     "num_samples": lambda: cluster_trajectories(*plain_model(), torch.zeros(4, 3, 3), 0),
+    "by": lambda: fit_mixture(*plain_model(), torch.zeros(4, 3, 3), 2, by="speed"),
+    "num_features": lambda: fit_mixture(
+        *plain_model(), torch.zeros(4, 3, 3), 2, by="motion", num_features=0, num_samples=3
+    ),
+    "data": lambda: fit_mixture(*plain_model(), torch.zeros(4, 3, 3), 5, by="motion", num_samples=3),
     "num_starts": lambda: fit_mixture(*plain_model(), torch.zeros(4, 3, 3), 2, num_starts=0),
     "z": lambda: fit_mixture(*plain_model(), torch.zeros(4, 3, 3), 5, num_samples=3),
     "z: shape": lambda: responsibilities(MixturePrior(2, 2), torch.zeros(2)),

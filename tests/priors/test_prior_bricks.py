@@ -288,3 +288,25 @@ def test_an_encoder_of_the_simplex_has_one_coordinate_less():
     assert z.shape == (4, 3)
     torch.testing.assert_close(z.sum(-1), torch.ones(4))
     assert np.isfinite(rv.ELBO().loss(vae, guide, torch.randn(4, 5)))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_mixture_from_responsibilities_has_weighted_moments(full):
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(500, 3, generator=g, dtype=torch.float64) @ torch.randn(3, 3, generator=g).double() + 2.0
+    shares = torch.rand(500, 2, generator=g, dtype=torch.float64)
+    shares = shares / shares.sum(1, keepdim=True)
+    prior = MixturePrior.from_responsibilities(z, shares, learn=False, full=full)
+    for k in range(2):
+        mean = np.average(z.numpy(), axis=0, weights=shares[:, k].numpy())
+        covariance = np.cov(z.T.numpy(), aweights=shares[:, k].numpy(), ddof=0)
+        np.testing.assert_allclose(prior.locs[k].numpy(), mean, rtol=1e-6)
+        scale = prior.scales[k].numpy()
+        found = scale @ scale.T if full else scale**2
+        np.testing.assert_allclose(found, covariance if full else np.diag(covariance), atol=1e-3)
+    np.testing.assert_allclose(prior.weights.numpy(), shares.mean(0).numpy(), rtol=1e-6)
+    for bad in (shares[:-1], -shares, torch.zeros(500, 2).double(), shares[:, 0]):
+        with pytest.raises(ValueError, match="weights"):
+            MixturePrior.from_responsibilities(z, bad)
+    with pytest.raises(ValueError, match="z"):
+        MixturePrior.from_responsibilities(z[0], shares)

@@ -101,7 +101,9 @@ COLUMNS: dict[str, Column] = {
     ),
     "spearman_line": Column("ρ, line", 3, "the same of the model's own exp(η)(t - τ), posterior mean"),
     "ari_start": Column(
-        "ARI, start", 3, "adjusted Rand index of a mixture fitted to the posterior means of the trained model"
+        "ARI, start",
+        3,
+        "adjusted Rand index of a mixture on the trained model's latents, started from how these move",
     ),
     "ari": Column("ARI", 3, "that after training on with the mixture as the prior"),
     "epoch_cpu_seconds": Column("s/epoch, CPU", 2, "processor seconds an epoch, validation included"),

@@ -309,7 +309,16 @@ def clusters(case: Case, found: Found) -> None:
         result = cluster_trajectories(ae.model, ae.guide, test, mixture=mixture, seed=EVALUATION_SEED)
         return float(adjusted_rand_score(truth, result.labels.cpu().numpy()))
 
-    mixture = fit_mixture(ae.model, ae.guide, train, experiment.num_clusters, seed=seed)
+    mixture = fit_mixture(
+        ae.model,
+        ae.guide,
+        train,
+        experiment.num_clusters,
+        by="motion",
+        times=train["times"][0] if "times" in train else None,  # the same visits for all
+        full=True,
+        seed=seed,
+    )
     found.numbers["ari_start"] = agreement(mixture)
     if not experiment.cluster_epochs:
         return
