@@ -187,15 +187,12 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
             posterior = self.guide.posterior(**self._batch(data))
             mean, drawn = posterior.mean, posterior.sample()
         components = min(self.num_components, max(1, len(mean) // 10))
+        options: dict[str, Any] = {"learn": False, "full": True, "seed": seed}
         dynamics: Any = self.model.dynamics
-        fitted = [
-            MixturePrior.from_codes(codes, components, learn=False, full=True, seed=seed)
-            for codes in (dynamics.split(mean).spatial, drawn)
-            if codes.shape[-1]
-        ]
-        self.lines = fitted[-1]
-        if len(fitted) > 1:
-            self.spatial = fitted[0]
+        spatial = dynamics.split(mean).spatial
+        if spatial.shape[-1]:
+            self.spatial = MixturePrior.from_codes(spatial, components, **options)
+        self.lines = MixturePrior.from_codes(drawn, components, **options)
 
     def _visit_encoder(self) -> nn.Module:
         encoder: Any = self.guide.encoder
