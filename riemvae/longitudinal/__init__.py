@@ -2,7 +2,12 @@
 
 from riemvae.longitudinal.anchor_posteriors import AnchorMixture, AnchorPosterior
 from riemvae.longitudinal.anchored import AnchoredGuide
-from riemvae.longitudinal.clustering import cluster_trajectories, fit_mixture, responsibilities
+from riemvae.longitudinal.clustering import (
+    cluster_trajectories,
+    fit_mixture,
+    fit_motions,
+    responsibilities,
+)
 from riemvae.longitudinal.counterfactual import Contrast, contrast, counterfactual, one_hot
 from riemvae.longitudinal.dynamics import Dynamics, Trajectory
 from riemvae.longitudinal.features import FeatureDecoder, OnFeatures, encode_features
@@ -19,6 +24,7 @@ from riemvae.longitudinal.imputation import (
 from riemvae.longitudinal.length_averaged import LengthAveraged
 from riemvae.longitudinal.linear_trajectory import LinearTrajectory, TrajectoryEncoder, trajectory_prior
 from riemvae.longitudinal.model import LongitudinalVAE
+from riemvae.longitudinal.motion import MotionMixture
 from riemvae.longitudinal.ode import OdeFlow, VectorField
 from riemvae.longitudinal.posterior_draws import LatentDraws, draw_posterior
 from riemvae.longitudinal.time_features import TimeFeatures
@@ -46,6 +52,7 @@ __all__ = [
     "LengthAveraged",
     "LinearTrajectory",
     "LongitudinalVAE",
+    "MotionMixture",
     "OdeFlow",
     "OnFeatures",
     "RepeatedPrior",
@@ -70,6 +77,7 @@ __all__ = [
     "extrapolate",
     "fit_fused_guide",
     "fit_mixture",
+    "fit_motions",
     "generate",
     "imputation_error",
     "impute",

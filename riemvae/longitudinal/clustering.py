@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from riemvae._checks import argument_error, check_choice, check_count
+from riemvae._checks import argument_error, check_count
 from riemvae._seeding import forked
 from riemvae.inference.estimation import for_each_batch
 from riemvae.inference.weights import DEFAULT_CHUNK, draw_weights
+from riemvae.longitudinal.motion import MotionMixture, best_mixture
 from riemvae.priors import MixturePrior
 
 
@@ -181,9 +182,7 @@ def fit_mixture(
     data: Any,
     num_components: int,
     *,
-    by: str = "latent",
-    times: Tensor | None = None,
-    num_features: int = 4,
+    groups: Any = None,
     learn: bool = True,
     full: bool = False,
     num_starts: int = 5,
@@ -200,22 +199,19 @@ def fit_mixture(
     on. The mixture is that of the means, which lie closer together than the latents themselves: training
     widens it.
 
-    With ``by="latent"`` subjects are told apart by whatever makes groups in ``z_0``, which may be what they
-    look like. ``by="motion"`` tells them apart by how they change: a mixture of the latents of all visits,
-    without their mean over the visits, says who belongs together, and the components have the moments of
-    ``z_0`` of these.
+    The groups are whatever makes groups in ``z_0``, which may be what subjects look like. With ``groups=``
+    the components have the moments of groups that are already known, such as those of :func:`fit_motions`.
 
     Args:
         model: A trained model of sequences.
         guide: Its guide.
         data: Training data, tensor or array, tuple or mapping as for :func:`riemvae.fit`.
         num_components: ``K``.
-        by: ``"latent"`` or ``"motion"``.
-        times: At which motions are compared, ``(T,)``, for models in continuous time.
-        num_features: Principal axes of the motions that count.
+        groups: None, or a mixture of ``K`` components as :func:`responsibilities` takes one.
         learn: Whether the mixture is trained further.
         full: Whether covariances are full.
-        num_starts: Fits by expectation maximisation, each from k-means; the best is kept.
+        num_starts: Fits by expectation maximisation, each from k-means; the best is kept. None are needed
+            with ``groups``.
         num_samples: Draws of the guide a subject.
         weighted: Whether draws count by their importance weights.
         batch_size: Subjects at a time; None lets about 2,000 draws through the decoder at once.
@@ -223,7 +219,7 @@ def fit_mixture(
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: Fewer subjects than components, an unknown choice; what the dynamics raises without times.
+        ValueError: Fewer subjects than components, groups of another number.
 
     Source: Jiang et al. (2017), Variational deep embedding, for such a start.
 
@@ -239,45 +235,75 @@ def fit_mixture(
         >>> model.prior.locs.shape
         torch.Size([2, 6])
     """
-    check_count("num_starts", num_starts)
-    check_choice("by", by, ["latent", "motion"])
+    of_draws: dict[str, Any] = {"weighted": weighted, "batch_size": batch_size, "progress": progress}
     with forked(seed):
-        means = posterior_means(
+        means = posterior_means(model, guide, data, num_samples, **of_draws)
+        if groups is None:
+            return best_mixture(means, num_components, num_starts, learn=learn, full=full)
+    shares = responsibilities(groups, means)
+    if shares.shape[1] != num_components:
+        raise argument_error("groups", f"a mixture of {num_components} components", f"{shares.shape[1]}")
+    return MixturePrior.from_responsibilities(means, shares, learn, full).to(means.device)
+
+
+def fit_motions(
+    model: Any,
+    guide: Callable[..., Any],
+    data: Any,
+    num_components: int,
+    *,
+    times: Tensor | None = None,
+    covariates: Tensor | None = None,
+    num_features: int = 6,
+    num_starts: int = 5,
+    num_samples: int = 100,
+    weighted: bool = True,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    progress: bool = False,
+) -> MotionMixture:
+    """A mixture fitted to how the training subjects change, whatever they look like.
+
+    Pass it to :func:`cluster_trajectories` as ``mixture=``, or to :func:`fit_mixture` as ``groups=``.
+
+    Args:
+        model: A trained model of sequences.
+        guide: Its guide.
+        data: Training data, tensor or array, tuple or mapping as for :func:`riemvae.fit`.
+        num_components: ``K``.
+        times: At which motions are compared, ``(T,)``, for models in continuous time.
+        covariates: Under which they are compared, ``(c,)``, for models with covariates.
+        num_features: Principal axes of the motions that count.
+        num_starts: Fits by expectation maximisation, each from k-means; the best is kept.
+        num_samples: Draws of the guide a subject.
+        weighted: Whether draws count by their importance weights.
+        batch_size: Subjects at a time; None lets about 2,000 draws through the decoder at once.
+        seed: Of draws and starts; None takes torch's generator.
+        progress: Whether to show a bar.
+
+    Raises:
+        ValueError: Fewer subjects than components; what the dynamics raises without times.
+
+    Example:
+        >>> import riemvae as rv
+        >>> ae = rv.zoo.build("lvae", (5,), 2, num_visits=3, inference="set", seed=0)
+        >>> x = torch.randn(50, 3, 5)
+        >>> motions = fit_motions(ae.model, ae.guide, x, 2, num_samples=5, seed=0)
+        >>> cluster_trajectories(ae.model, ae.guide, x, 5, mixture=motions).labels.shape
+        torch.Size([50])
+    """
+    of_draws: dict[str, Any] = {"weighted": weighted, "batch_size": batch_size, "progress": progress}
+    with forked(seed):
+        means = posterior_means(model, guide, data, num_samples, **of_draws)
+        return MotionMixture.of_latents(
             model,
-            guide,
-            data,
-            num_samples,
-            weighted=weighted,
-            batch_size=batch_size,
-            progress=progress,
+            means,
+            num_components,
+            times=times,
+            covariates=covariates,
+            num_features=num_features,
+            num_starts=num_starts,
         )
-        if by == "motion":
-            of_motion = _motion_groups(model, means, times, num_components, num_features, num_starts)
-            return MixturePrior.from_responsibilities(means, of_motion, learn, full).to(means.device)
-        fits = [MixturePrior.from_codes(means, num_components, learn, full) for _ in range(num_starts)]
-    with torch.no_grad():
-        scores = torch.stack([prior().log_prob(means).mean() for prior in fits])
-    return fits[int(scores.argmax())].to(means.device)
-
-
-@torch.no_grad()
-def _motion_groups(
-    model: Any, means: Tensor, times: Tensor | None, num_components: int, num_features: int, num_starts: int
-) -> Tensor:
-    """Probabilities ``(N, K)`` of a mixture of how the latents of the visits move."""
-    from sklearn.decomposition import PCA
-    from sklearn.mixture import GaussianMixture
-
-    if len(means) < num_components:
-        raise argument_error("data", f"at least {num_components} subjects", f"{len(means)}")
-    z = model.trajectory(means, None if times is None else times.to(means).expand(len(means), -1))
-    motion = (z - z.mean(-3, keepdim=True)).transpose(0, 1).flatten(1).double().cpu().numpy()
-    axes = min(check_count("num_features", num_features), *motion.shape)
-    state = int(torch.randint(2**31 - 1, ()))
-    scores = PCA(axes, random_state=state).fit_transform(motion)
-    scores = scores / max(float(scores.std()), 1e-12)
-    mixture = GaussianMixture(num_components, n_init=num_starts, random_state=state, reg_covar=1e-4)
-    return torch.as_tensor(mixture.fit(scores).predict_proba(scores)).to(means)
 
 
 def _over_draws(

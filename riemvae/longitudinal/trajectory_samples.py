@@ -19,7 +19,7 @@ class SyntheticTrajectories(NamedTuple):
     """Sequences that nobody has.
 
     Attributes:
-        x: The likelihood's means, ``(n, T, *shape)``.
+        x: The likelihood's means, or draws of it, ``(n, T, *shape)``.
         z_0: The subjects' latents ``(η, τ, λ)``, ``(n, d + 1)``.
     """
 
@@ -51,6 +51,7 @@ def sample_trajectories(
     spatial: Distribution | Tensor | None = None,
     *,
     size: int | None = None,
+    noise: bool = False,
     seed: int | None = None,
 ) -> SyntheticTrajectories:
     """Synthetic patients: ``η`` and ``τ`` from the prior, ``λ`` from wherever it is wanted from.
@@ -63,10 +64,11 @@ def sample_trajectories(
             are then drawn (one row for each draw: repeat rows for several courses of one subject). With
             ``d + 1`` coordinates they are ``η`` and ``τ`` too. None is the prior.
         size: ``n``; None is the number of rows in ``spatial`` or ``times``.
+        noise: Draws with observation noise in place of the likelihood's means.
         seed: Makes the draws reproducible; None draws from torch's generator.
 
     Returns:
-        Means of the likelihood, without observation noise, and the latents.
+        The sequences and the latents.
 
     Raises:
         ValueError: Another dynamics, sizes that do not fit.
@@ -102,7 +104,9 @@ def sample_trajectories(
                     "spatial", f"values ({size}, {spatial_dim}) or ({size}, {whole})", values
                 )
             z_0 = torch.cat([z_0[:, : whole - values.shape[1]], values.to(z_0)], -1)
-        return SyntheticTrajectories(_decoded(model, z_0, times), z_0)
+        parameters = model.decode(model.trajectory(z_0, times))
+        x = model.likelihood(parameters, 2).sample() if noise else model.likelihood.mean(parameters)
+        return SyntheticTrajectories(x.transpose(0, 1), z_0)
 
 
 @torch.no_grad()

@@ -50,9 +50,17 @@ def lvae(
 
     Source: Chadebec (thesis), chapter 6: algorithm 6, section 6.7.3.
     """
+    affine = transitions is None and flow in AFFINE_FLOWS
+    if max_log_scale is not None and not affine:
+        raise argument_error(
+            "max_log_scale",
+            f"None with {'transitions= of your own' if transitions is not None else f'flow={flow!r}'}",
+            max_log_scale,
+            f"it bounds the log scales of the affine flows: {', '.join(AFFINE_FLOWS)}",
+        )
     if transitions is None:
         options = {}
-        if flow in AFFINE_FLOWS and (max_log_scale is not None or inference not in ANCHORED):
+        if affine and (max_log_scale is not None or inference not in ANCHORED):
             options["max_log_scale"] = 1.0 if max_log_scale is None else max_log_scale
         transitions = [
             flow_by_name(flow, bricks.latent_dim, flow_transforms, flow_hidden, **options)

@@ -302,12 +302,8 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
                     raise RuntimeError(f"the mixture of spatial={chosen!r} is fitted by fit(x)")
                 source = mixture()
         with self._evaluating(), forked(seed):
-            drawn = sample_trajectories(self.model, self._rows(times, n), source, size=n)
-            x = drawn.x
-            if noise:
-                z = self.model.trajectory(drawn.z_0, self._rows(times, n))
-                x = self.model.likelihood(self.model.decode(z), 2).sample().transpose(0, 1)
-            return self._undone(x)
+            drawn = sample_trajectories(self.model, self._rows(times, n), source, size=n, noise=noise)
+            return self._undone(drawn.x)
 
 
 def linear_trajectory(

@@ -28,7 +28,7 @@ from riemvae.benchmark.longitudinal.measures import (
     measure,
 )
 from riemvae.benchmark.longitudinal.models import MODELS, build
-from riemvae.benchmark.longitudinal.settings import PUBLISHED, Data
+from riemvae.benchmark.longitudinal.settings import PUBLISHED, REVISIONS, Data
 from riemvae.benchmark.longitudinal.table import differences, markdown, rows, screen
 from riemvae.benchmark.longitudinal.task import EpochClock, label_of
 from riemvae.cli import main
@@ -238,14 +238,27 @@ def test_the_score_is_the_ridge_regression():
 def test_dynamics_far_apart_are_told_apart():
     e = next(e for e in PRESETS["quick"].experiments if e.name == "turns")
     material = load(e.data)
-    # subjects whose values themselves say which dynamics they are of
-    parts = [replace(part, x=part.x + 20.0 * part.labels[:, None, None].float()) for part in material]
+    # subjects who move one way or the other so far that nothing else counts
+    steps = torch.arange(8.0)[:, None] - 3.5
+    parts = [replace(part, x=part.x + 4.0 * part.labels[:, None, None] * steps) for part in material]
     material = type(material)(*parts)
     ae = build("lvae_set", replace(e, scale=1.0), (12,), 8, material.train.times, 0)
     ae.fit(material.train, max_epochs=40, learning_rate=3e-3, seed=0, progress=False)
     found = Found({}, {}, {})
     clusters(Case(ae, material, replace(e, cluster_epochs=0), QUICK, 0), found)
+    assert found.numbers["ari_motion"] > 0.9
     assert found.numbers["ari_start"] > 0.9
+
+
+def test_a_changed_measure_is_another_digest():
+    e = next(e for e in PRESETS["quick"].experiments if e.name == "turns")
+    other = replace(e, measures=("imputation",))
+    before = [QUICK.digest(each, "lvae_set") for each in (e, other)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(REVISIONS, "clusters", REVISIONS["clusters"] + 1)
+        after = [QUICK.digest(each, "lvae_set") for each in (e, other)]
+    assert before[0] != after[0]
+    assert before[1] == after[1]
 
 
 # -- tables --------------------------------------------------------------------------------------------------

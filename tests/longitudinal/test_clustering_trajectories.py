@@ -10,10 +10,11 @@ from torch.distributions import AffineTransform, MultivariateNormal
 
 import riemvae as rv
 from riemvae.likelihoods import Gaussian
-from riemvae.longitudinal import FlowChain, LongitudinalVAE, time_flow
+from riemvae.longitudinal import FlowChain, LongitudinalVAE, MotionMixture, time_flow
 from riemvae.longitudinal.clustering import (
     cluster_trajectories,
     fit_mixture,
+    fit_motions,
     posterior_means,
     responsibilities,
 )
@@ -258,30 +259,85 @@ def test_groups_by_motion_are_not_groups_by_looks(full):
 
     model = LongitudinalVAE(torch.nn.Identity(), VisitLatents(3, 2), likelihood=Gaussian(0.05))
     guide = rv.guides.GaussianGuide(model, VisitEncoder(itself), latent="z_0")
-    options = {"full": full, "num_samples": 20, "weighted": False, "seed": 0}
+    draws = {"num_samples": 20, "weighted": False, "seed": 0}
+    motions = fit_motions(model, guide, x, 2, **draws)
+    mixtures = {
+        "latent": fit_mixture(model, guide, x, 2, full=full, **draws),
+        "moments of motions": fit_mixture(model, guide, x, 2, groups=motions, full=full, **draws),
+        "motions": motions,
+    }
     scores = {}
-    for by in ("latent", "motion"):
-        mixture = fit_mixture(model, guide, x, 2, by=by, **options)
-        found = cluster_trajectories(model, guide, x, 20, mixture=mixture, weighted=False, seed=0).labels
-        scores[by] = [adjusted_rand_score(truth.numpy(), found.numpy()) for truth in (looks, ways)]
+    for name, mixture in mixtures.items():
+        found = cluster_trajectories(model, guide, x, mixture=mixture, **draws).labels
+        scores[name] = [adjusted_rand_score(truth.numpy(), found.numpy()) for truth in (looks, ways)]
     assert scores["latent"][0] > 0.95 and abs(scores["latent"][1]) < 0.05
-    assert scores["motion"][1] > 0.95 and abs(scores["motion"][0]) < 0.05
-    assert torch.equal(mixture.locs, fit_mixture(model, guide, x, 2, by="motion", **options).locs)
+    for name in ("moments of motions", "motions"):
+        assert scores[name][1] > 0.95 and abs(scores[name][0]) < 0.05
+    again = fit_motions(model, guide, x, 2, **draws)
+    assert torch.equal(motions.axes, again.axes)
+    assert torch.equal(motions.mixture.locs, again.mixture.locs)
 
 
-def test_motions_in_continuous_time_are_compared_at_given_times():
+def test_motions_are_what_the_decoder_makes_of_a_trajectory_without_its_mean():
+    """Scores against plain sums over visits and axes; all axes keep all distances between motions."""
     torch.manual_seed(0)
-    model = LongitudinalVAE(torch.nn.Linear(2, 3), time_flow(2, hidden=(8,)))
-    guide = rv.guides.GaussianGuide(
-        model, rv.networks.SetEncoder(torch.nn.Flatten(), 2, num_features=3), latent="u"
-    )
+    decoder = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh())
+    model = LongitudinalVAE(decoder, VisitLatents(4, 2)).double()
+    z = torch.randn(30, 8, dtype=torch.float64)
+    motions = MotionMixture.of_latents(model, z, 2, num_features=12)
+    with torch.no_grad():
+        x = decoder(z.reshape(30, 4, 2))
+    moved = (x - x.mean(1, keepdim=True)).reshape(30, 12)
+    assert moved.std() > 0.1
+    scores = motions.scores(z)
+    assert torch.allclose(scores.std(), torch.ones((), dtype=torch.float64))
+    ratio = torch.pdist(scores) / torch.pdist(moved)
+    assert torch.allclose(ratio, ratio.mean())
+    draws = z.reshape(3, 10, 8)
+    assert torch.allclose(motions.scores(draws).reshape(30, -1), scores)
+    assert torch.allclose(motions.responsibilities(draws).sum(-1), torch.ones(3, 10, dtype=torch.float64))
+    assert not list(motions.parameters())  # the model is not a part of it
+
+
+def test_motions_do_not_depend_on_how_the_latents_are_bent():
+    """The same sequences through other latents: a flow before the decoder, its inverse before the chain."""
+    torch.manual_seed(0)
+    decoder = torch.nn.Linear(2, 3).double()
+    plain = LongitudinalVAE(decoder, VisitLatents(3, 2))
+
+    def bent(z):
+        return decoder(z.sinh())
+
+    other = LongitudinalVAE(bent, VisitLatents(3, 2))
+    z = torch.randn(40, 6, dtype=torch.float64)
+    results = []
+    for model, latents in ((plain, z), (other, z.asinh())):
+        torch.manual_seed(1)
+        results.append(MotionMixture.of_latents(model, latents, 2).responsibilities(latents))
+    assert torch.allclose(results[0], results[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("covariates", [0, 2])
+def test_motions_in_continuous_time_are_compared_at_given_times(covariates):
+    torch.manual_seed(0)
+    dynamics = time_flow(2, hidden=(8,), covariates=covariates)
+    model = LongitudinalVAE(torch.nn.Linear(2, 3), dynamics)
+    encoder = rv.networks.SetEncoder(torch.nn.Flatten(), 2, num_features=3, covariates=covariates)
+    guide = rv.guides.GaussianGuide(model, encoder, latent="u")
     data = {"x": torch.randn(20, 3, 3), "times": torch.rand(20, 3)}
-    prior = fit_mixture(
-        model, guide, data, 2, by="motion", times=torch.linspace(0, 1, 4), num_samples=5, seed=0
-    )
-    assert prior.locs.shape == (2, 2)
-    with pytest.raises(ValueError, match="times"):
-        fit_mixture(model, guide, data, 2, by="motion", num_samples=5, seed=0)
+    same = {"times": torch.linspace(0, 1, 4)}
+    if covariates:
+        data["covariates"] = torch.randn(20, covariates)
+        same["covariates"] = torch.zeros(covariates)
+    motions = fit_motions(model, guide, data, 2, **same, num_samples=5, seed=0)
+    assert motions.scores(torch.randn(7, 2)).shape == (7, 6)
+    later = fit_motions(model, guide, data, 2, **{**same, "times": 3 * same["times"]}, num_samples=5, seed=0)
+    assert not torch.equal(motions.axes, later.axes)
+    for name in same:
+        with pytest.raises(ValueError, match=name):
+            fit_motions(model, guide, data, 2, **{**same, name: None}, num_samples=5, seed=0)
+        with pytest.raises(ValueError, match=f"^{name}: expected one row"):
+            fit_motions(model, guide, data, 2, **{**same, name: torch.zeros(20, 4)}, num_samples=5, seed=0)
 
 
 def test_the_best_of_several_starts_is_kept(monkeypatch):
@@ -305,11 +361,13 @@ def plain_model():
 BAD = {
     "mixture": lambda: cluster_trajectories(*plain_model(), torch.zeros(4, 3, 3), 5),
     "num_samples": lambda: cluster_trajectories(*plain_model(), torch.zeros(4, 3, 3), 0),
-    "by": lambda: fit_mixture(*plain_model(), torch.zeros(4, 3, 3), 2, by="speed"),
-    "num_features": lambda: fit_mixture(
-        *plain_model(), torch.zeros(4, 3, 3), 2, by="motion", num_features=0, num_samples=3
+    "groups": lambda: fit_mixture(
+        *plain_model(), torch.zeros(4, 3, 3), 2, groups=MixturePrior(6, 3), num_samples=3
     ),
-    "data": lambda: fit_mixture(*plain_model(), torch.zeros(4, 3, 3), 5, by="motion", num_samples=3),
+    "num_features": lambda: fit_motions(
+        *plain_model(), torch.zeros(4, 3, 3), 2, num_features=0, num_samples=3
+    ),
+    "data": lambda: fit_motions(*plain_model(), torch.zeros(4, 3, 3), 5, num_samples=3),
     "num_starts": lambda: fit_mixture(*plain_model(), torch.zeros(4, 3, 3), 2, num_starts=0),
     "z": lambda: fit_mixture(*plain_model(), torch.zeros(4, 3, 3), 5, num_samples=3),
     "z: shape": lambda: responsibilities(MixturePrior(2, 2), torch.zeros(2)),

@@ -189,6 +189,16 @@ def test_sequences_bring_their_masks():
         (lambda ae: rv.zoo.build("lvae", (6,), num_visits=3, transitions=[]), "transitions"),
         (lambda ae: rv.zoo.build("lvae", (6,), num_visits=3, prior="flat"), "prior"),
         (lambda ae: rv.zoo.build("lvae", (6,), num_visits=3, flow="glow"), "flow"),
+        (
+            lambda ae: rv.zoo.build("lvae", (6,), num_visits=3, flow="nsf", max_log_scale=1.0),
+            "^max_log_scale: expected None with flow='nsf'",
+        ),
+        (
+            lambda ae: rv.zoo.build(
+                "lvae", (6,), num_visits=2, transitions=[rv.flows.NSF(2)], max_log_scale=1.0
+            ),
+            "^max_log_scale: expected None with transitions= of your own",
+        ),
         (lambda ae: rv.zoo.build("vae", (6,)), "latent_dim"),
         (lambda ae: rv.zoo.build("lvaes", (6,)), "name"),
     ],

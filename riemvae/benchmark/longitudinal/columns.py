@@ -100,12 +100,15 @@ COLUMNS: dict[str, Column] = {
         "the same of the ridge regression of the training visits' true t*: how well z_t holds it",
     ),
     "spearman_line": Column("ρ, line", 3, "the same of the model's own exp(η)(t - τ), posterior mean"),
-    "ari_start": Column(
-        "ARI, start",
+    "ari_motion": Column(
+        "ARI, motion",
         3,
-        "adjusted Rand index of a mixture on the trained model's latents, started from how these move",
+        "adjusted Rand index on test subjects of a mixture of how the training subjects move",
     ),
-    "ari": Column("ARI", 3, "that after training on with the mixture as the prior"),
+    "ari_start": Column(
+        "ARI, latent", 3, "the same of a mixture of the latents, with the moments of these groups"
+    ),
+    "ari": Column("ARI, trained", 3, "the same after training on with that mixture as the prior"),
     "epoch_cpu_seconds": Column("s/epoch, CPU", 2, "processor seconds an epoch, validation included"),
     "epoch_wall_seconds": Column("s/epoch, wall", 2, "wall seconds an epoch, with whatever ran beside"),
     "best_epoch": Column("best epoch", 0, "that of the weights, by the validation loss, after the warm-up"),

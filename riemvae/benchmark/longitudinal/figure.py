@@ -35,8 +35,8 @@ def draw(settings: Settings, table: Sequence[Row], path: str | os.PathLike[str])
             "nll_tight",
             "nll_held_out",
             "mse_held_out_mean",
+            "ari_motion",
             "ari",
-            "ari_start",
             "filled",
             "spearman_time",
         )

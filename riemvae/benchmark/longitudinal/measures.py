@@ -18,7 +18,7 @@ from riemvae.data.sequences import Sequences
 from riemvae.guides import GaussianGuide
 from riemvae.inference import LogLikelihood, log_likelihood
 from riemvae.longitudinal import AnchoredGuide, LongitudinalVAE
-from riemvae.longitudinal.clustering import cluster_trajectories, fit_mixture
+from riemvae.longitudinal.clustering import cluster_trajectories, fit_mixture, fit_motions
 from riemvae.longitudinal.imputation import Imputation, imputation_error
 from riemvae.longitudinal.linear_trajectory import LinearTrajectory
 from riemvae.longitudinal.visits import RepeatedPrior, VisitLatents
@@ -309,15 +309,17 @@ def clusters(case: Case, found: Found) -> None:
         result = cluster_trajectories(ae.model, ae.guide, test, mixture=mixture, seed=EVALUATION_SEED)
         return float(adjusted_rand_score(truth, result.labels.cpu().numpy()))
 
-    mixture = fit_mixture(
+    motions = fit_motions(
         ae.model,
         ae.guide,
         train,
         experiment.num_clusters,
-        by="motion",
         times=train["times"][0] if "times" in train else None,  # the same visits for all
-        full=True,
         seed=seed,
+    )
+    found.numbers["ari_motion"] = agreement(motions)
+    mixture = fit_mixture(
+        ae.model, ae.guide, train, experiment.num_clusters, groups=motions, full=True, seed=seed
     )
     found.numbers["ari_start"] = agreement(mixture)
     if not experiment.cluster_epochs:

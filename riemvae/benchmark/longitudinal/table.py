@@ -364,6 +364,7 @@ _FIRST = (
     "coverage",
     "spearman_time",
     "spearman_line",
+    "ari_motion",
     "ari_start",
     "ari",
 )

@@ -204,8 +204,7 @@ def _headline(result: dict[str, Any]) -> str:
         ("mse_importance_mean", "MSE {:.4f}"),
         ("mse_guide_mean", "MSE {:.4f}"),
         ("mse_held_out_mean", "MSE {:.4f} at held-out times"),
-        ("ari", "ARI {:.2f}"),
-        ("ari_start", "ARI {:.2f}"),
+        ("ari_motion", "ARI {:.2f}"),
     ):
         if name in result["numbers"]:
             return text.format(result["numbers"][name])
