@@ -185,7 +185,7 @@ def fit_mixture(
     groups: Any = None,
     learn: bool = True,
     full: bool = False,
-    num_starts: int = 5,
+    num_starts: int = 12,
     num_samples: int = 100,
     weighted: bool = True,
     batch_size: int | None = None,
@@ -210,8 +210,8 @@ def fit_mixture(
         groups: None, or a mixture of ``K`` components as :func:`responsibilities` takes one.
         learn: Whether the mixture is trained further.
         full: Whether covariances are full.
-        num_starts: Fits by expectation maximisation, each from k-means; the best is kept. None are needed
-            with ``groups``.
+        num_starts: Fits by expectation maximisation, from k-means and from random groups in turn; the
+            likeliest is kept. With ``groups`` there are none.
         num_samples: Draws of the guide a subject.
         weighted: Whether draws count by their importance weights.
         batch_size: Subjects at a time; None lets about 2,000 draws through the decoder at once.
@@ -255,7 +255,7 @@ def fit_motions(
     times: Tensor | None = None,
     covariates: Tensor | None = None,
     num_features: int = 6,
-    num_starts: int = 5,
+    num_starts: int = 12,
     num_samples: int = 100,
     weighted: bool = True,
     batch_size: int | None = None,
@@ -274,7 +274,8 @@ def fit_motions(
         times: At which motions are compared, ``(T,)``, for models in continuous time.
         covariates: Under which they are compared, ``(c,)``, for models with covariates.
         num_features: Principal axes of the motions that count.
-        num_starts: Fits by expectation maximisation, each from k-means; the best is kept.
+        num_starts: Fits by expectation maximisation, from k-means and from random groups in turn; the
+            likeliest is kept.
         num_samples: Draws of the guide a subject.
         weighted: Whether draws count by their importance weights.
         batch_size: Subjects at a time; None lets about 2,000 draws through the decoder at once.

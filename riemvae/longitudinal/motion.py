@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class MotionMixture(nn.Module):
         times: Tensor | None = None,
         covariates: Tensor | None = None,
         num_features: int = 6,
-        num_starts: int = 5,
+        num_starts: int = 12,
     ) -> MotionMixture:
         """The mixture of the motions of training subjects.
 
@@ -66,7 +67,8 @@ class MotionMixture(nn.Module):
             times: At which motions are compared, ``(T,)``, for models in continuous time.
             covariates: Under which they are compared, ``(c,)``, for models with covariates.
             num_features: Principal axes that count.
-            num_starts: Fits by expectation maximisation, each from k-means; the best is kept.
+            num_starts: Fits by expectation maximisation, from k-means and from random groups in turn; the
+                likeliest is kept.
 
         Raises:
             ValueError: Fewer subjects than components, counts below one; what the dynamics raises without
@@ -121,8 +123,11 @@ class _Trajectories:
 
 def best_mixture(z: Tensor, num_components: int, num_starts: int, *, learn: bool, full: bool) -> MixturePrior:
     """The likeliest of several mixtures fitted to ``z (N, d)``, each from a start of its own."""
-    check_count("num_starts", num_starts)
-    fits = [MixturePrior.from_codes(z, num_components, learn, full) for _ in range(num_starts)]
+    kinds = itertools.cycle(("kmeans", "random", "k-means++"))
+    fits = [
+        MixturePrior.from_codes(z, num_components, learn, full, start=start)
+        for start in itertools.islice(kinds, check_count("num_starts", num_starts))
+    ]
     with torch.no_grad():
         scores = torch.stack([prior().log_prob(z).mean() for prior in fits])
     return fits[int(scores.argmax())].to(z.device)

@@ -9,10 +9,12 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from riemvae._checks import argument_error, check_count, check_finite
+from riemvae._checks import argument_error, check_choice, check_count, check_finite
 from riemvae._recipe import recipe
 from riemvae.distributions.implicit_mixture import ImplicitMixture
 from riemvae.priors.parameters import FLOOR, LowerTriangle, Positive, Real
+
+STARTS = ("kmeans", "k-means++", "random", "random_from_data")
 
 
 @recipe
@@ -92,6 +94,7 @@ class MixturePrior(nn.Module):
         full: bool = False,
         floor: float = FLOOR,
         seed: int | None = None,
+        start: str = "kmeans",
     ) -> MixturePrior:
         """A mixture fitted to codes by expectation maximisation.
 
@@ -102,9 +105,11 @@ class MixturePrior(nn.Module):
             full: Whether covariances are full.
             floor: What scales stay above, in the fit too.
             seed: Of the fit's start; None takes it from torch's generator.
+            start: Where the fit starts, among :data:`STARTS`: scikit-learn's names. Groups that lie through
+                each other, apart in their covariances alone, are not what k-means finds.
 
         Raises:
-            ValueError: Codes of another shape, fewer than components, or not finite.
+            ValueError: Codes of another shape, fewer than components, or not finite; an unknown start.
 
         Example:
             >>> z = torch.cat([torch.randn(100, 2) - 4, torch.randn(100, 2) + 4])
@@ -114,12 +119,14 @@ class MixturePrior(nn.Module):
         if z.dim() != 2 or len(z) < num_components:
             raise argument_error("z", f"codes (N, d) with N of at least {num_components}", z)
         check_finite("z", z)
+        check_choice("start", start, list(STARTS))
         from sklearn.mixture import GaussianMixture
 
         fit = GaussianMixture(
             num_components,
             covariance_type="full" if full else "diag",
             reg_covar=(1.01 * floor) ** 2 + 1e-6,
+            init_params=start,
             random_state=int(torch.randint(2**31 - 1, ())) if seed is None else seed,
         ).fit(z.detach().double().cpu().numpy())
         moments = [torch.as_tensor(part) for part in (fit.weights_, fit.means_, fit.covariances_)]
