@@ -211,7 +211,8 @@ def _on_grid(path: Path, data: Sequences, grid: Sequence[float]) -> Sequences:
     bins = torch.tensor(grid, dtype=times.dtype)
     if len(bins) > 1:
         first, last = bins[0] - 0.5 * (bins[1] - bins[0]), bins[-1] + 0.5 * (bins[-1] - bins[-2])
-        outside = data.observed & ((times < first) | (times > last))
+        # Empty rows too: they ask for an imputation, which such a model has on its grid alone.
+        outside = present_visits(data) & ((times < first) | (times > last))
         if bool(outside.any()):
             row, visit = (int(i) for i in outside.nonzero()[0])
             who = f"subject {row}" if data.subjects is None else f"subject {data.subjects[row]!r}"

@@ -236,6 +236,10 @@ def _fit(arguments: argparse.Namespace) -> None:
             f"--covariates: expected none, got {', '.join(layout.covariates)}: {model!r} takes none; leave "
             f"them out, or choose one of {', '.join(filter(_takes_covariates, RECIPES))}."
         )
+    if data.covariates is not None and not takes_covariates:
+        sys.stderr.write(
+            f"{arguments.name}: {model} takes no covariates: those of {arguments.data.name} are not used.\n"
+        )
     likelihood: Any = arguments.likelihood
     if likelihood == "learned":
         likelihood = likelihoods.Gaussian(scale="learned")
@@ -463,6 +467,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if method not in METHODS:
             raise ValueError(f"--methods: expected some of {', '.join(METHODS)}, got {method!r}.")
     autoencoder = _load(arguments.folder)
+    for method in arguments.methods or ():  # now, and not after all the work
+        autoencoder.check_method(method)
     data, _ = _read(arguments, autoencoder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the share of large k̂ is among the numbers below

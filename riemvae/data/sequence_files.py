@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from riemvae._atomic import write_file
 from riemvae._checks import argument_error, check_choice
@@ -15,6 +17,8 @@ from riemvae.data.files import _load_numpy, read_array
 from riemvae.data.sequences import Sequences
 
 SUFFIXES = (".npz", ".npy")
+PARTS = ("observed", "pixel_mask", "times", "covariates", "labels", "subjects")
+RESERVED = (*PARTS, "x", "y", "visit_truth", "file")
 
 
 def read_sequences(path: str | os.PathLike[str], key: str | None = None) -> Sequences:
@@ -23,7 +27,8 @@ def read_sequences(path: str | os.PathLike[str], key: str | None = None) -> Sequ
     * ``.npy``: one array ``(N, T, *shape)``, NaN as missing.
     * ``.npz``: the same under ``key``, else ``x``; and those there are of ``observed``, ``pixel_mask``,
       ``times``, ``covariates``, ``labels`` (or ``y``) and ``subjects``, as :meth:`Sequences.of` takes them.
-      Other arrays of numbers with ``N`` rows are kept in ``truth``.
+      Other arrays of numbers with ``N`` rows are kept in ``truth``, of which ``visit_truth`` names those
+      with one entry a visit. Numbers under a mask stay.
 
     Args:
         path: The file.
@@ -53,19 +58,24 @@ def read_sequences(path: str | os.PathLike[str], key: str | None = None) -> Sequ
         keys = ", ".join(content) or "none"
         raise argument_error(path.name, f"an array named {key!r}", f"the names {keys}", "pass key=")
     x = content.pop(key)
-    known = ("observed", "pixel_mask", "times", "covariates", "labels", "subjects")
-    parts: dict[str, Any] = {name: content.pop(name) for name in known if name in content}
+    parts: dict[str, Any] = {name: content.pop(name) for name in PARTS if name in content}
     if "labels" not in parts and "y" in content:
         parts["labels"] = content.pop("y")
     if "subjects" in parts:
         parts["subjects"] = parts["subjects"].astype(str).tolist()
+    of_visits = content.pop("visit_truth", np.array([], dtype=str)).astype(str).tolist()
     rows = len(x) if x.ndim else 0
     truth = {
         name: value
         for name, value in content.items()
         if value.ndim and len(value) == rows and value.dtype.kind in "buif"
     }
-    return Sequences.of(x, **parts, truth=truth)
+    made = Sequences.of(x, **parts, truth=truth, visit_truth=[name for name in of_visits if name in truth])
+    # What lies under a mask may be the truth: it stays, where it is a number.
+    values = torch.as_tensor(x).to(made.x)
+    if values.is_floating_point():
+        values = torch.where(torch.isnan(values), 0.0, values)
+    return replace(made, x=values)
 
 
 def write_sequences(path: str | os.PathLike[str], data: Sequences) -> None:
@@ -78,7 +88,7 @@ def write_sequences(path: str | os.PathLike[str], data: Sequences) -> None:
         data: What to write.
 
     Raises:
-        ValueError: Another suffix.
+        ValueError: Another suffix; a truth whose name means something else in such a file.
 
     Example:
         >>> import tempfile
@@ -87,6 +97,9 @@ def write_sequences(path: str | os.PathLike[str], data: Sequences) -> None:
         >>> sorted(np.load(path))
         ['observed', 'x']
     """
+    for name in data.truth:
+        if name in RESERVED:
+            raise argument_error(f"truth {name!r}", "another name", "one of the file's own", "rename it")
     named: dict[str, Any] = {"x": data.x, "observed": data.observed, "pixel_mask": data.pixel_mask}
     named |= {"times": data.times, "covariates": data.covariates, "labels": data.labels, **data.truth}
     arrays = {name: value.detach().cpu().numpy() for name, value in named.items() if value is not None}
@@ -94,6 +107,8 @@ def write_sequences(path: str | os.PathLike[str], data: Sequences) -> None:
         arrays["labels"] = np.array(data.label_names)[arrays["labels"]]
     if data.subjects is not None:
         arrays["subjects"] = np.array(data.subjects)
+    if data.visit_truth:
+        arrays["visit_truth"] = np.array(data.visit_truth)
     write_arrays(path, arrays)
 
 

@@ -7,6 +7,7 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from riemvae._checks import argument_error
 from riemvae.data.files import read_array, write_array
 from riemvae.data.sequences import Sequences
 
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
+MISSING = frozenset({"", "na", "nan", "null", "<na>"})
+# In place of a number or a path; as a label or a name these may be words.
+NO_NUMBER = MISSING | {"n/a", "none"}
 ARRAY_SUFFIXES = (".npy", ".npz", ".csv")
 
 
@@ -35,8 +38,9 @@ def read_long_table(
     r"""Sequences from a table with one row a visit, in any order.
 
     Subjects come in the order in which they first appear, their visits in the order of time, numbered from
-    0; `Sequences.on_grid` moves them to common visits. Empty cells and ``NA``, ``NaN``, ``null`` are missing:
-    single features give a pixel mask, a row without any an unobserved visit at its time.
+    0; `Sequences.on_grid` moves them to common visits. Empty cells and ``NA``, ``NaN``, ``null`` (of numbers
+    and paths ``n/a`` and ``none`` too) are missing: single features give a pixel mask, a row without any an
+    unobserved visit at its time.
 
     Args:
         source: A csv file (commas, semicolons or tabs; with a header), a pandas table, or, with pandas
@@ -51,7 +55,7 @@ def read_long_table(
 
     Returns:
         Features as ``x (N, T, len(features))``, images as ``(N, T, C, H, W)``, unsigned bytes where all
-        files have them; with times, subjects, covariates and labels.
+        files have them; with times (in double precision), subjects, covariates and labels.
 
     Raises:
         FileNotFoundError: There is no such table or image.
@@ -79,7 +83,7 @@ def read_long_table(
     for name in [*wanted, *([label] if label else [])]:
         if name not in columns:
             raise argument_error(f"column {name!r}", f"one of {', '.join(map(repr, columns))}", "none such")
-    names = [_text(cell) for cell in columns[subject]]
+    names = [_text(cell, MISSING) for cell in columns[subject]]
     if not names:
         raise argument_error("source", "at least one row", "a header alone")
     if "" in names:
@@ -124,7 +128,8 @@ def read_long_table(
         labels=None if label is None else _labels(columns[label], label, owner, subjects),
         subjects=subjects,
     )
-    return made.to(dtype=torch.get_default_dtype())
+    # Times keep their digits: dates as numbers have more of them than single precision.
+    return replace(made.to(dtype=torch.get_default_dtype()), times=made.times)
 
 
 def _columns(source: Any) -> tuple[dict[str, Sequence[Any]], Path]:
@@ -148,6 +153,9 @@ def _columns(source: Any) -> tuple[dict[str, Sequence[Any]], Path]:
     if not rows:
         raise argument_error(path.name, "a header and rows", "an empty file")
     header = [cell.strip() for cell in rows[0]]
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise argument_error(f"header of {path.name}", "each column once", f"{twice[0]!r} twice")
     for number, row in enumerate(rows[1:], 1):
         if len(row) != len(header):
             raise argument_error(f"row {number} of {path.name}", f"{len(header)} cells", f"{len(row)}")
@@ -174,14 +182,14 @@ def _by_pandas(path: Path) -> Any:
     return reader(path)
 
 
-def _text(cell: Any) -> str:
+def _text(cell: Any, missing: frozenset[str] = NO_NUMBER) -> str:
     """A cell as text, whole numbers without a decimal point; empty where it is missing."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     text = str(cell).strip()
-    return "" if text.lower() in MISSING or text == "<NA>" else text
+    return "" if text.lower() in missing else text
 
 
 def _numbers(cells: Sequence[Any], name: str) -> np.ndarray:
@@ -243,6 +251,8 @@ def _image(path: Path, place: str) -> np.ndarray:
                 image = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
     except UnidentifiedImageError as error:
         raise argument_error(place, "an array or a picture", path.name, "use .npy or .png") from error
+    except OSError as error:  # PIL's word for a picture that breaks off
+        raise argument_error(place, "a whole picture", f"{path.name}: {error}") from error
     return image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)
 
 
@@ -275,7 +285,7 @@ def _constant(
 
 
 def _labels(cells: Sequence[Any], name: str, owner: np.ndarray, subjects: Sequence[str]) -> np.ndarray:
-    values = [_text(cell) for cell in cells]
+    values = [_text(cell, MISSING) for cell in cells]
     found = _one_each([value != "" for value in values], values, name, owner, subjects)
     try:
         return np.array(found).astype(np.int64)
@@ -309,7 +319,8 @@ def write_long_table(
         label: Name of the column of labels, where the data have any.
 
     Raises:
-        ValueError: Another number of names, names twice, ``image`` for plain columns.
+        ValueError: Another number of names, names twice, ``image`` for plain columns; a subject or label
+            whose name would be read as missing.
 
     Example:
         >>> import tempfile
@@ -331,6 +342,8 @@ def write_long_table(
     if len(set(header)) < len(header):
         raise argument_error("features", "names that differ", ", ".join(header))
     subjects = data.subjects or tuple(str(i) for i in range(len(data)))
+    _check_names(subject, subjects)
+    _check_names(label, data.label_names or ())
     times = None if data.times is None else data.times.tolist()
     seen = data.seen.cpu()
     values = data.x.detach().cpu()
@@ -360,6 +373,14 @@ def write_long_table(
     writer.writerow(header)
     writer.writerows(rows)
     write_file(path, lambda file: file.write(buffer.getvalue().encode()))
+
+
+def _check_names(column: str, names: Sequence[str]) -> None:
+    for name in names:
+        if _text(name, MISSING) == "":
+            raise argument_error(
+                f"column {column!r}", "names that a table can hold", repr(name), "it would be read as missing"
+            )
 
 
 def _names(argument: str, names: Sequence[str] | None, prefix: str, number: int) -> list[str]:

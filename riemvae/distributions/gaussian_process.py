@@ -263,7 +263,7 @@ class GaussianProcess(TorchDistribution):
         noise = torch.randn(
             *shape[:-1], self.num_visits, self.latent_dim, dtype=dtype, device=self.loc.device
         )
-        return (self.loc + self._by_process(torch.matmul, noise)).flatten(-2)
+        return (self.loc + _by_process(self.scale_tril, torch.matmul, noise)).flatten(-2)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of vectors ``(..., T d)``, ``(...)``."""
@@ -273,8 +273,50 @@ class GaussianProcess(TorchDistribution):
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         visits = value.reshape(*value.shape[:-1], self.num_visits, self.latent_dim)
         centred = (visits - self.loc).expand(*shape, self.num_visits, self.latent_dim)
-        noise = self._by_process(_solve_lower, centred)
+        noise = _by_process(self.scale_tril, _solve_lower, centred)
         return self._log_height() - 0.5 * noise.square().sum((-2, -1))
+
+    def redraw(self, value: Tensor, known: Tensor) -> Tensor:
+        """Draws that agree with values at the known visits, and are draws given these at the others.
+
+        Args:
+            value: ``(..., B, T d)``; what it holds at other visits does not matter.
+            known: At which visits it holds, ``(B, T)``.
+
+        Returns:
+            ``(..., B, T d)``.
+
+        Raises:
+            ValueError: A covariance that is singular at the known visits.
+
+        Source: Journel and Huijbregts (1978), conditioning by kriging ("Matheron's rule").
+
+        Example:
+            >>> law = GaussianProcess.from_covariance(kernel_matrix("rbf", torch.arange(3.0), 1.0), 1)
+            >>> law.redraw(torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([[True, False, False]]))[0, 0]
+            tensor(5.)
+        """
+        check_last_dim("value", value, self.event_shape[0])
+        lead, there = value.shape[:-1], known.unsqueeze(-1)
+        visits = value.reshape(*lead, self.num_visits, self.latent_dim)
+        free = self.expand(lead).sample().reshape(visits.shape)  # type: ignore[no-untyped-call]
+        covariance = accurate(self.scale_tril)
+        covariance = covariance @ covariance.mT
+        # At other visits the identity: they then take no part in the solution.
+        both = (there & there.mT).unsqueeze(-3)
+        eye = torch.eye(self.num_visits, dtype=covariance.dtype, device=covariance.device)
+        factor, failed = torch.linalg.cholesky_ex(torch.where(both, covariance, eye))
+        if bool((failed > 0).any()):
+            raise argument_error(
+                "known",
+                "visits at which the covariance is not singular",
+                f"{int((failed > 0).sum())} processes where it is",
+                "take a larger jitter",
+            )
+        apart = accurate(torch.where(there, visits - free, 0.0))
+        solved = _by_process(factor, lambda f, columns: torch.cholesky_solve(columns, f), apart)
+        given = free + _by_process(covariance, torch.matmul, solved).to(free.dtype)
+        return torch.where(there, visits, given).flatten(-2)
 
     def entropy(self) -> Tensor:
         """Of the batch shape, in nats."""
@@ -287,24 +329,24 @@ class GaussianProcess(TorchDistribution):
         constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)
         return -repeats * log_diagonal.sum((-2, -1)) - constant
 
-    def _by_process(self, apply: Callable[[Tensor, Tensor], Tensor], visits: Tensor) -> Tensor:
-        """``apply(L_j, visits[..., j])`` for visits ``(..., T, d)``: all that shares a factor in one go."""
-        factor = self.scale_tril
-        own = factor.shape[:-3]
-        lead, num, dim = visits.shape[:-2], self.num_visits, self.latent_dim
-        split = len(lead) - len(own)
-        if lead[split:] != own:  # of some subjects one factor, of others each its own
-            factor = factor.expand(*lead[split:], *factor.shape[-3:])
-            own = lead[split:]
-        many, groups = math.prod(lead[:split]), math.prod(own)
-        factor = factor.reshape(groups, factor.shape[-3], num, num)
-        columns = visits.reshape(many, groups, num, dim)
-        if factor.shape[1] == 1:
-            flat = columns.permute(1, 2, 0, 3).reshape(groups, 1, num, many * dim)
-            result = apply(factor, flat).reshape(groups, num, many, dim).permute(2, 0, 1, 3)
-        else:
-            result = apply(factor, columns.permute(1, 3, 2, 0)).permute(3, 0, 2, 1)
-        return result.reshape(*lead, num, dim)
+
+def _by_process(factor: Tensor, apply: Callable[[Tensor, Tensor], Tensor], visits: Tensor) -> Tensor:
+    """``apply(L_j, visits[..., j])`` of ``(..., p, T, T)`` and ``(..., T, d)``: what shares one in one go."""
+    own = factor.shape[:-3]
+    lead, (num, dim) = visits.shape[:-2], visits.shape[-2:]
+    split = len(lead) - len(own)
+    if lead[split:] != own:  # of some subjects one factor, of others each its own
+        factor = factor.expand(*lead[split:], *factor.shape[-3:])
+        own = lead[split:]
+    many, groups = math.prod(lead[:split]), math.prod(own)
+    factor = factor.reshape(groups, factor.shape[-3], num, num)
+    columns = visits.reshape(many, groups, num, dim)
+    if factor.shape[1] == 1:
+        flat = columns.permute(1, 2, 0, 3).reshape(groups, 1, num, many * dim)
+        result = apply(factor, flat).reshape(groups, num, many, dim).permute(2, 0, 1, 3)
+    else:
+        result = apply(factor, columns.permute(1, 3, 2, 0)).permute(3, 0, 2, 1)
+    return result.reshape(*lead, num, dim)
 
 
 def _solve_lower(factor: Tensor, columns: Tensor) -> Tensor:

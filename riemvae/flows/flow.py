@@ -130,9 +130,14 @@ def near_identity(transform: Any) -> Any:
     return transform
 
 
-def summed_log_det(terms: Tensor, z: Tensor) -> Tensor:
-    """A log-determinant, or one of each coordinate, as one per datum of ``z (..., d)``."""
-    return terms.reshape(*z.shape[:-1], -1).sum(-1)
+def summed_log_det(transform: Transform, terms: Tensor, z: Tensor) -> Tensor:
+    """A transform's log-determinant, or one of each coordinate, as one per datum of ``z (..., d)``.
+
+    Terms that all data share, or all coordinates, may come without these dimensions.
+    """
+    if transform.domain.event_dim > 0:
+        return terms.expand(z.shape[:-1])
+    return terms.expand(z.shape).sum(-1)
 
 
 def moved(transform: Any, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,9 +145,9 @@ def moved(transform: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     both = getattr(transform, "call_and_ladj", None)
     if both is None:
         target = transform(z)
-        return target, summed_log_det(transform.log_abs_det_jacobian(z, target), z)
+        return target, summed_log_det(transform, transform.log_abs_det_jacobian(z, target), z)
     target, terms = both(z)
-    return target, summed_log_det(terms, z)
+    return target, summed_log_det(transform, terms, z)
 
 
 def sampling_transform(flow: Any, context: Tensor | None = None) -> Transform:

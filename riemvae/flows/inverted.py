@@ -37,6 +37,10 @@ class InvertedFlow(Flow):  # type: ignore[misc]
         # Not zuko's constructor: the given flow is the one part, whose transform and base are read.
         nn.Module.__init__(self)
         self.flow = flow
+        # Its sizes, where it says them: what takes a flow checks them.
+        for name in ("features", "context"):
+            if hasattr(flow, name):
+                setattr(self, name, getattr(flow, name))
 
     @property
     def transform(self) -> LazyTransform:

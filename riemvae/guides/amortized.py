@@ -377,7 +377,7 @@ class EncodedGuide(AmortizedGuide):
 
 def log_det(transform: Any, u: Tensor, z: Tensor) -> Tensor:
     """``log|det ∂T/∂u|`` per datum, whatever event the bijection itself declares."""
-    return summed_log_det(transform.log_abs_det_jacobian(u, z), u)
+    return summed_log_det(transform, transform.log_abs_det_jacobian(u, z), u)
 
 
 def as_posterior(result: Any) -> TorchDistribution:

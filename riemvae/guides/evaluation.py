@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,22 @@ _CURRENT: ContextVar[Evaluation | None] = ContextVar("riemvae_evaluation", defau
 
 
 @contextmanager
-def evaluating(tolerance: float = 1e-6) -> Iterator[None]:
-    """Within it, guides estimate rather than train.
+def in_evaluation_mode(*functions: Any) -> Iterator[None]:
+    """Modules among them in evaluation mode; each part is afterwards as it was."""
+    parts = [part for fn in functions if isinstance(fn, nn.Module) for part in fn.modules()]
+    modes = [(part, part.training) for part in parts]
+    try:
+        for part in parts:
+            part.training = False
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextmanager
+def evaluating(tolerance: float = 1e-6, *functions: Any) -> Iterator[None]:
+    """Within it, guides estimate rather than train, and modules among ``functions`` are in evaluation mode.
 
     Fixed points are iterated to ``tolerance``; a datum whose integration diverges or does not converge gets
     log weight ``-inf``, so that an estimate can only be too low; a metric that still depends on the minibatch
@@ -33,7 +50,7 @@ def evaluating(tolerance: float = 1e-6) -> Iterator[None]:
     """
     token = _CURRENT.set(Evaluation(tolerance))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), in_evaluation_mode(*functions):
             # Nothing is trained here, so that frozen parameters need no place in Pyro's store.
             warnings.filterwarnings(
                 "ignore", message=".*not registered in the param store because requires_grad"

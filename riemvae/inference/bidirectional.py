@@ -198,7 +198,7 @@ def bidirectional_bounds(
     name = latent_name(guide, latent)
     device, dtype = placement(model) if guide is None else placement(model, guide)
     parts: list[tuple[Tensor, ...]] = []
-    with forked(seed), torch.no_grad(), evaluating(tolerance):
+    with forked(seed), torch.no_grad(), evaluating(tolerance, model, guide):
         data, latents = _simulated(model, num_data, name, simulate)
         batches = make_batches("simulate", data, shuffle=False, dtype=dtype)
         data = map_batch(lambda a: a if device is None else a.to(device), batches.first())

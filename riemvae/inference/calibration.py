@@ -234,7 +234,7 @@ def simulation_based_calibration(
     default = num_proposals_for(num_draws, num_proposals or max(_FEWEST, _PROPOSALS_A_DRAW * num_draws))
     proposals = default if weights else num_draws
     ranks, khats, effective, names = [], [], [], []
-    with forked(seed), torch.no_grad(), evaluating(tolerance):
+    with forked(seed), torch.no_grad(), evaluating(tolerance, model, guide):
         source = _Simulations(model, guide, data, simulate, latent, max(1, pairs // proposals))
         sizes = source.sizes(num_simulations)
         for index in steps_of(len(sizes), progress, "Simulations"):

@@ -137,7 +137,7 @@ class _Run:
         batch = self.moved(batch)
         args, kwargs = batch_call(batch)
         size = batch_length(batch)
-        with torch.no_grad(), evaluating(self.tolerance):
+        with torch.no_grad(), evaluating(self.tolerance, self.model, self.guide):
             if self.shared is None:
                 self.shared = {} if self.guide is None else global_draw(self.model, self.guide, args, kwargs)
             result = dict(self.estimate(args, kwargs, size, self.shared))

@@ -132,7 +132,7 @@ def to_arviz(
         batch = map_batch(lambda a: a.to(device) if isinstance(a, Tensor) else a, batch)
     pairs = DEFAULT_CHUNK if chunk_size is None else check_count("chunk_size", chunk_size)
     groups = _Groups(batch_length(batch), coords, dims)
-    with forked(seed), torch.no_grad(), evaluating(tolerance):
+    with forked(seed), torch.no_grad(), evaluating(tolerance, model, guide):
         if mcmc is None:
             found, layouts = _of_guide(
                 *(model, guide, batch, num_samples, posterior == "resampled", log_likelihood),

@@ -32,6 +32,22 @@ from riemvae.likelihoods import is_density
 DEFAULT_CHUNK = 1 << 11
 
 
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """``Σ_s w_s v_s``, where draws without weight count nothing whatever they hold, infinities and NaN too.
+
+    Args:
+        weights: ``(S, ...)``, of at least 0, such as normalised importance weights.
+        values: ``(S, ...)``, of a shape that the weights broadcast to from the left: ``(S, B)`` weights and
+            ``(S, B, k)`` values.
+
+    Example:
+        >>> weighted_sum(torch.tensor([1.0, 0.0]), torch.tensor([[2.0, 3.0], [torch.inf, torch.nan]]))
+        tensor([2., 3.])
+    """
+    weights = weights.reshape(*weights.shape, *(1,) * (values.dim() - weights.dim()))
+    return torch.where(weights > 0, weights * values, 0.0).sum(0)
+
+
 @dataclass(frozen=True)
 class WeightedDraw:
     """Weights of one vectorised draw of a guide.
@@ -246,7 +262,7 @@ def log_weights(
     batch = make_batches("data", data, shuffle=False, dtype=dtype, missing=takes_missing(model)).first()
     args, kwargs = batch_call(batch)
     pairs = DEFAULT_CHUNK if chunk_size is None else check_count("chunk_size", chunk_size)
-    with torch.no_grad(), evaluating(tolerance):
+    with torch.no_grad(), evaluating(tolerance, model, guide):
         shared = global_draw(model, guide, args, kwargs)
         size = batch_length(batch)
         return torch.cat(list(weight_chunks(model, guide, args, kwargs, size, num_samples, pairs, shared)))

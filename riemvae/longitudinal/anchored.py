@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pyro
@@ -142,12 +141,16 @@ class AnchoredGuide(EncodedGuide):
             data: The sequences.
             visit: Which visit, ``(B,)``; None is all.
         """
-        take = _every_visit if visit is None else partial(_one_visit, visit=visit)
+        subject, stand_in = _stand_ins(data.observed)
+        if visit is not None:
+            subject, stand_in = subject.squeeze(1), _one_visit(stand_in, visit)
         shape = data.observed.T.shape if visit is None else visit.shape
-        x = take(data.x).reshape(-1, *data.x.shape[2:])
+        x = data.x[subject, stand_in]
+        x = (x.transpose(0, 1) if visit is None else x).reshape(-1, *data.x.shape[2:])
         mask = torch.ones_like(x, dtype=torch.bool)
         if data.pixel_mask is not None:
-            mask = take(data.pixel_mask).reshape(x.shape)
+            mask = data.pixel_mask[subject, stand_in]
+            mask = (mask.transpose(0, 1) if visit is None else mask).reshape(x.shape)
         # Read as attributes: that is what registers the parameters with Pyro.
         encoder, flow, context = self.encoder, self.flow, self.context
         base = as_posterior(self._encode(encoder, [x, mask]))
@@ -171,9 +174,17 @@ class AnchoredGuide(EncodedGuide):
         return VisitPosterior(base, transforms, shape)
 
 
-def _every_visit(values: Tensor) -> Tensor:
-    """``(B, T, ...)`` to ``(T, B, ...)``."""
-    return values.transpose(0, 1)
+def _stand_ins(observed: Tensor) -> tuple[Tensor, Tensor]:
+    """For each visit an observed one to show the encoder: its subject ``(B, 1)`` and number ``(B, T)``.
+
+    That is the visit itself, else the subject's first, else the first of another subject. So no network sees
+    what holds nothing, and no gradient is zero times infinity.
+    """
+    first, known = observed.to(torch.uint8).argmax(1, keepdim=True), observed.any(1, keepdim=True)
+    number = torch.arange(len(observed), device=observed.device).unsqueeze(1)
+    subject = torch.where(known, number, known.to(torch.uint8).argmax(0, keepdim=True))
+    visit = torch.arange(observed.shape[1], device=observed.device)
+    return subject, torch.where(observed, visit, first[subject.squeeze(1)])
 
 
 def _one_visit(values: Tensor, visit: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 from riemvae._checks import argument_error, check_count
 from riemvae._seeding import forked
 from riemvae.inference.estimation import for_each_batch
-from riemvae.inference.weights import DEFAULT_CHUNK, draw_weights
+from riemvae.inference.weights import DEFAULT_CHUNK, draw_weights, weighted_sum
 from riemvae.longitudinal.motion import MotionMixture, best_mixture
+from riemvae.longitudinal.subject_batch import named
 from riemvae.priors import MixturePrior
 
 
@@ -72,7 +73,7 @@ def responsibilities(mixture: Any, z: Tensor, log_weights: Tensor | None = None)
         return of_draws.mean(0)  # type: ignore[no-any-return]
     if log_weights.shape != z.shape[:2]:
         raise argument_error("log_weights", f"shape {tuple(z.shape[:2])}, one a draw", log_weights)
-    return (_normalised(log_weights).unsqueeze(-1) * of_draws).sum(0)  # type: ignore[no-any-return]
+    return weighted_sum(_normalised(log_weights), of_draws)
 
 
 def _normalised(log_weights: Tensor) -> Tensor:
@@ -130,7 +131,8 @@ def cluster_trajectories(
     def estimate(z: Tensor, log_weights: Tensor | None) -> Tensor:
         return responsibilities(chosen, z, log_weights)
 
-    of_subjects = _over_draws(model, guide, data, num_samples, estimate, weighted, batch_size, seed, progress)
+    found = _over_draws(model, guide, data, num_samples, estimate, weighted, batch_size, seed, progress)
+    of_subjects = found["value"]
     return TrajectoryClusters(of_subjects.argmax(-1), of_subjects)
 
 
@@ -169,11 +171,32 @@ def posterior_means(
         >>> posterior_means(model, guide, (x, observed)).shape
         torch.Size([7, 6])
     """
+    found = _means(model, guide, data, num_samples, weighted, batch_size, seed, progress)
+    return found["value"]
+
+
+def _means(
+    model: Any,
+    guide: Callable[..., Any],
+    data: Any,
+    num_samples: int,
+    weighted: bool,
+    batch_size: int | None,
+    seed: int | None,
+    progress: bool,
+) -> dict[str, Tensor]:
+    """Posterior means, and of which subjects anything is seen."""
 
     def estimate(z: Tensor, log_weights: Tensor | None) -> Tensor:
-        return z.mean(0) if log_weights is None else (_normalised(log_weights).unsqueeze(-1) * z).sum(0)
+        return z.mean(0) if log_weights is None else weighted_sum(_normalised(log_weights), z)
 
     return _over_draws(model, guide, data, num_samples, estimate, weighted, batch_size, seed, progress)
+
+
+def _known_means(*args: Any) -> Tensor:
+    """The means of those of whom anything is seen: of the others they are the prior's, and no group."""
+    found = _means(*args)
+    return found["value"][found["known"]]
 
 
 def fit_mixture(
@@ -205,7 +228,8 @@ def fit_mixture(
     Args:
         model: A trained model of sequences.
         guide: Its guide.
-        data: Training data, tensor or array, tuple or mapping as for :func:`riemvae.fit`.
+        data: Training data, tensor or array, tuple or mapping as for :func:`riemvae.fit`. Subjects of whom
+            nothing is seen do not count.
         num_components: ``K``.
         groups: None, or a mixture of ``K`` components as :func:`responsibilities` takes one.
         learn: Whether the mixture is trained further.
@@ -235,9 +259,8 @@ def fit_mixture(
         >>> model.prior.locs.shape
         torch.Size([2, 6])
     """
-    of_draws: dict[str, Any] = {"weighted": weighted, "batch_size": batch_size, "progress": progress}
     with forked(seed):
-        means = posterior_means(model, guide, data, num_samples, **of_draws)
+        means = _known_means(model, guide, data, num_samples, weighted, batch_size, None, progress)
         if groups is None:
             return best_mixture(means, num_components, num_starts, learn=learn, full=full)
     shares = responsibilities(groups, means)
@@ -269,7 +292,8 @@ def fit_motions(
     Args:
         model: A trained model of sequences.
         guide: Its guide.
-        data: Training data, tensor or array, tuple or mapping as for :func:`riemvae.fit`.
+        data: Training data, tensor or array, tuple or mapping as for :func:`riemvae.fit`. Subjects of whom
+            nothing is seen do not count.
         num_components: ``K``.
         times: At which motions are compared, ``(T,)``, for models in continuous time.
         covariates: Under which they are compared, ``(c,)``, for models with covariates.
@@ -293,9 +317,8 @@ def fit_motions(
         >>> cluster_trajectories(ae.model, ae.guide, x, 5, mixture=motions).labels.shape
         torch.Size([50])
     """
-    of_draws: dict[str, Any] = {"weighted": weighted, "batch_size": batch_size, "progress": progress}
     with forked(seed):
-        means = posterior_means(model, guide, data, num_samples, **of_draws)
+        means = _known_means(model, guide, data, num_samples, weighted, batch_size, None, progress)
         return MotionMixture.of_latents(
             model,
             means,
@@ -317,8 +340,11 @@ def _over_draws(
     batch_size: int | None,
     seed: int | None,
     progress: bool,
-) -> Tensor:
-    """``estimate(z (S, B, k), log_weights (S, B) or None)`` of each subject, joined over batches."""
+) -> dict[str, Tensor]:
+    """``estimate(z (S, B, k), log_weights (S, B) or None)`` of each subject, joined over batches: ``value``.
+
+    ``known (N,)`` says of which subjects anything is seen.
+    """
     check_count("num_samples", num_samples)
     size = (
         max(1, DEFAULT_CHUNK // num_samples) if batch_size is None else check_count("batch_size", batch_size)
@@ -331,9 +357,11 @@ def _over_draws(
         z: Any = draw.guide_trace.nodes[model.site]["value"]
         log_weights = torch.where(torch.isnan(draw.log_weights), -torch.inf, draw.log_weights)
         z = z.expand(num_samples, *z.shape[1:]).reshape(num_samples, count, -1)
-        return {"value": estimate(z, log_weights if weighted else None)}
+        given = named(args, kwargs)
+        data = model.seen_part(*(given.get(name) for name in ("x", "observed", "pixel_mask", "times")))
+        return {"value": estimate(z, log_weights if weighted else None), "known": data.observed.any(1)}
 
-    results = for_each_batch(
+    return for_each_batch(
         model,
         guide,
         data,
@@ -343,4 +371,3 @@ def _over_draws(
         progress=progress,
         description="trajectories",
     )
-    return results["value"]

@@ -49,8 +49,8 @@ def one_hot(values: Sequence[Hashable] | Tensor, categories: Sequence[Hashable] 
 def counterfactual(
     model: Any,
     z_base: Tensor,
-    times: Tensor | None = None,
-    covariates: Tensor | None = None,
+    times: Any = None,
+    covariates: Any = None,
     *,
     chunk_size: int | None = None,
 ) -> Tensor:
@@ -90,6 +90,14 @@ def counterfactual(
     if z_base.dim() < 2 or size != model.dynamics.base_dim:
         raise argument_error("z_base", f"a tensor (..., B, {model.dynamics.base_dim})", z_base)
     subjects = z_base.shape[-2]
+    if covariates is not None and getattr(model.dynamics, "covariates", None) == 0:
+        raise argument_error(
+            "covariates",
+            "None for a model that takes none",
+            covariates,
+            "build it with covariates=, or there is no effect that it could show",
+        )
+    times, covariates = (None if v is None else as_like(v, z_base) for v in (times, covariates))
     z = model.dynamics.unroll(
         z_base,
         None if times is None else _of_each_subject("times", times, subjects),
@@ -141,9 +149,9 @@ class Contrast(NamedTuple):
 def contrast(
     model: Any,
     z_base: Tensor,
-    times: Tensor | None,
-    first: Tensor,
-    second: Tensor,
+    times: Any,
+    first: Any,
+    second: Any,
     *,
     chunk_size: int | None = None,
 ) -> Contrast:
@@ -174,6 +182,12 @@ def contrast(
         counterfactual(model, z_base, times, first, chunk_size=chunk_size),
         counterfactual(model, z_base, times, second, chunk_size=chunk_size),
     )
+
+
+def as_like(values: Any, like: Tensor) -> Tensor:
+    """A list, array or tensor as a tensor beside ``like``: floating-point ones keep their precision."""
+    tensor = torch.as_tensor(values, device=like.device)
+    return tensor if tensor.is_floating_point() else tensor.to(like.dtype)
 
 
 def _of_each_subject(name: str, values: Tensor, subjects: int) -> Tensor:

@@ -40,6 +40,7 @@ class Dynamics(nn.Module):
         latent_dim: ``d``, the size of a visit's latent; equal to ``k`` where the map is invertible.
         num_visits: ``T`` where the visits are numbered; None where any times are taken.
         invertible: Whether a visit's latent determines the subject's.
+        covariates: How many covariates enter it; None where it does not say.
     """
 
     site: str = "z_0"
@@ -47,6 +48,7 @@ class Dynamics(nn.Module):
     latent_dim: int
     num_visits: int | None = None
     invertible: bool = False
+    covariates: int | None = None
 
     def unroll(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count, check_last_dim
@@ -45,6 +46,7 @@ class FlowChain(Dynamics):
     """
 
     invertible = True
+    covariates = 0
 
     def __init__(self, transitions: Sequence[Any], latent_dim: int) -> None:
         super().__init__()
@@ -54,7 +56,8 @@ class FlowChain(Dynamics):
             features = getattr(part, "features", latent_dim)
             if isinstance(features, int) and features != latent_dim:
                 raise argument_error("transitions", f"flows of {latent_dim} features", features)
-            if not _is_bijection(part):
+            context = getattr(part, "context", 0)
+            if (isinstance(context, int) and context > 0) or not _is_bijection(part, latent_dim):
                 raise argument_error(
                     "transitions", "bijective flows or transforms that take no context", part
                 )
@@ -115,11 +118,28 @@ class FlowChain(Dynamics):
         return len(self.transitions) + 1
 
 
-def _is_bijection(part: Any) -> bool:
-    """Whether ``part`` is a flow or a transform that can be inverted as it stands, without a context."""
+def _is_bijection(part: Any, latent_dim: int) -> bool:
+    """Whether ``part`` is a flow or a transform that can be inverted as it stands, without a context.
+
+    Transforms of Pyro may call themselves bijective and know the inverse of what they have just computed
+    alone: they are asked for one.
+    """
     if hasattr(part, "condition"):
         return False
     try:
-        return bool(sampling_transform(part).bijective)
+        transform = sampling_transform(part)
     except ValueError:
         return False
+    if not isinstance(part, TransformModule):
+        return bool(transform.bijective)
+    like = next(part.parameters(), torch.empty(0))
+    training = part.training
+    try:
+        part.eval()  # a normalisation of batches then keeps its statistics
+        with torch.no_grad():
+            transform.inv(like.new_zeros(2, latent_dim))
+    except (KeyError, NotImplementedError):
+        return False
+    finally:
+        part.train(training)
+    return bool(transform.bijective)

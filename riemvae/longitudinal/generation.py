@@ -9,9 +9,9 @@ from torch import Tensor
 
 from riemvae._checks import argument_error, check_count
 from riemvae._seeding import forked
+from riemvae.guides.evaluation import in_evaluation_mode
 from riemvae.inference.weights import DEFAULT_CHUNK, placement
 from riemvae.longitudinal.model import LongitudinalVAE
-from riemvae.longitudinal.subject_batch import in_evaluation_mode
 
 
 @torch.no_grad()

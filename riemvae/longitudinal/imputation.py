@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_choice, check_count
+from riemvae.inference.weights import weighted_sum
 from riemvae.longitudinal.model import LongitudinalVAE
 from riemvae.longitudinal.posterior_draws import DrawOptions, LatentDraws, draws_of, for_each_subject
 from riemvae.longitudinal.subject_batch import SubjectBatch
@@ -196,12 +197,12 @@ def _filled(
     likelihood = batch.model.likelihood
     parameters = batch.decode(draws.z_0)
     means = likelihood.mean(parameters)  # (S, T, B, *shape)
-    event = (1,) * (means.dim() - 3)
-    weights = draws.weights.reshape(len(draws), 1, batch.size, *event)
-    mean = (weights * means).sum(0)
-    variance = (weights * (means - mean).square()).sum(0)
+    weights = draws.weights.unsqueeze(1).expand(means.shape[:3])
+    mean = weighted_sum(weights, means)
+    variance = weighted_sum(weights, (means - mean).square())
     result = {"mean": batch.dated(mean.transpose(0, 1)), "variance": batch.dated(variance.transpose(0, 1))}
-    x = batch.data.x
+    # What is filled in may lie between the integers that were seen.
+    x = batch.data.x if batch.data.x.is_floating_point() else batch.data.x.to(means.dtype)
     result["missing"] = ~batch.values
     result["filled"] = torch.where(batch.values, x, result["mean"].to(x.dtype))
 

@@ -60,6 +60,8 @@ class LinearTrajectory(Dynamics):
         [[-1.0, 5.0, 6.0], [0.0, 5.0, 6.0], [3.0, 5.0, 6.0]]
     """
 
+    covariates = 0
+
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
         self.latent_dim = check_count("latent_dim", latent_dim)

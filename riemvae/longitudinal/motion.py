@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count
+from riemvae.guides.evaluation import in_evaluation_mode
 from riemvae.priors import MixturePrior
 
 
@@ -115,8 +116,9 @@ class _Trajectories:
             None if row is None else row.to(z_0).expand(z_0.shape[-2], -1)
             for row in (self.times, self.covariates)
         )
-        z = self.model.trajectory(z_0, times, covariates)
-        x = self.model.decoder_mean(z).flatten(z.dim() - 1)
+        with in_evaluation_mode(self.model):
+            z = self.model.trajectory(z_0, times, covariates)
+            x = self.model.decoder_mean(z).flatten(z.dim() - 1)
         moved = x - x.mean(-3, keepdim=True)
         return moved.movedim(-3, -2).flatten(-2)  # type: ignore[no-any-return]
 

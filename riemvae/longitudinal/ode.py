@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from riemvae._checks import argument_error, check_choice, check_count
+from riemvae._checks import argument_error, check_choice, check_count, check_last_dim
 from riemvae._recipe import recipe
 from riemvae.geometry.exponential import State, runge_kutta_step
 from riemvae.longitudinal.dynamics import Dynamics, Trajectory
@@ -107,7 +107,8 @@ class OdeFlow(Dynamics):
         field: ``v``, a callable ``(z (n, d), times (n,), covariates (n, c) or None) -> (n, d)`` that works on
             each row alone, such as a :class:`VectorField`.
         latent_dim: ``d``.
-        reference_time: When ``z`` is ``u``. It is best near the times, such as that of the first visit.
+        reference_time: When ``z`` is ``u``. It is best near the times: the way to them takes steps too. None
+            is 0 until :meth:`fit_times` sets it to the earliest training time.
         num_steps: The number of steps over ``horizon``, a buffer: 1 until :meth:`fit_times` sets it to the
             distance of the farthest training time. Farther times take more steps of that length.
 
@@ -129,8 +130,11 @@ class OdeFlow(Dynamics):
     site = "u"
     invertible = True
     horizon: Tensor
+    earliest: Tensor
 
-    def __init__(self, field: Any, latent_dim: int, reference_time: float = 0.0, num_steps: int = 20) -> None:
+    def __init__(
+        self, field: Any, latent_dim: int, reference_time: float | None = 0.0, num_steps: int = 20
+    ) -> None:
         super().__init__()
         self.latent_dim = self.base_dim = check_count("latent_dim", latent_dim)
         self.num_steps = check_count("num_steps", num_steps)
@@ -139,8 +143,15 @@ class OdeFlow(Dynamics):
         if getattr(field, "latent_dim", latent_dim) != latent_dim:
             raise argument_error("field", f"one of {latent_dim} dimensions", f"one of {field.latent_dim}")
         self.field = field
-        self.reference_time = float(reference_time)
+        self.covariates = getattr(field, "covariates", None)
+        self.reference_time = None if reference_time is None else float(reference_time)
         self.register_buffer("horizon", torch.ones(()))
+        self.register_buffer("earliest", torch.zeros(()))
+
+    @property
+    def origin(self) -> float:
+        """The reference time: the one that was given, else the earliest training time."""
+        return float(self.earliest) if self.reference_time is None else self.reference_time
 
     @torch.no_grad()
     def fit_times(self, times: Tensor, observed: Tensor | None = None) -> OdeFlow:
@@ -151,7 +162,9 @@ class OdeFlow(Dynamics):
         Raises:
             ValueError: No observed time, or one that is not finite.
         """
-        farthest = float((observed_times(times, observed).double() - self.reference_time).abs().max())
+        known = observed_times(times, observed).double()
+        self.earliest.fill_(float(known.min()))
+        farthest = float((known - self.origin).abs().max())
         self.horizon.fill_(farthest or 1.0)
         features = getattr(self.field, "time_features", None)
         if features is not None:
@@ -167,9 +180,10 @@ class OdeFlow(Dynamics):
         log_det: bool = False,
     ) -> Trajectory:
         """The solution through ``u (..., B, d)`` at all visits, ``times (B, T)``."""
-        times = subject_times(times, z_0).to(z_0.dtype).mT
+        check_last_dim("z_0", z_0, self.latent_dim)
+        times = self._elapsed(subject_times(times, z_0)).to(z_0.dtype).mT
         # The last node of the grid before each visit, seen from the reference time.
-        node = self._steps_between(self.reference_time, times).trunc().long()
+        node = self._steps_between(0.0, times).trunc().long()
         first, last = _range_with_zero(node)
         u = z_0.reshape(-1, *z_0.shape[-2:])
         grid = self._grid(u, first, last, covariates, log_det)
@@ -191,7 +205,7 @@ class OdeFlow(Dynamics):
         covariates: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Back to the reference time, each subject from its own."""
-        return self.transport(z, visit_times(subject_times(times, z), visit), self.reference_time, covariates)
+        return self.transport(z, visit_times(subject_times(times, z), visit), self.origin, covariates)
 
     def transport(
         self,
@@ -213,7 +227,8 @@ class OdeFlow(Dynamics):
         """
         lead = z.shape[:-1]
         start, end = (
-            torch.as_tensor(time, dtype=z.dtype, device=z.device).expand(lead).flatten() for time in (s, t)
+            self._elapsed(torch.as_tensor(time, device=z.device)).to(z.dtype).expand(lead).flatten()
+            for time in (s, t)
         )
         # As many equal steps as each row needs; the longest ways come first, and leave one after another.
         counts = self._steps_between(start, end).abs().ceil().long()
@@ -237,7 +252,7 @@ class OdeFlow(Dynamics):
         """The states of ``u (L, B, d)`` at the nodes ``first..last``, each part ``(K, L, B, ...)``."""
         lead = u.shape[:-1]
         rows, step = _rows(covariates, lead), self.horizon.to(u.dtype) / self.num_steps
-        origin: State = (u.flatten(0, 1), u.new_full((lead.numel(),), self.reference_time))
+        origin: State = (u.flatten(0, 1), u.new_zeros(lead.numel()))
         if log_det:
             origin = (*origin, torch.zeros_like(origin[1]))
         sides = []
@@ -250,10 +265,13 @@ class OdeFlow(Dynamics):
         return tuple(torch.stack(parts).unflatten(1, lead) for parts in zip(*states))
 
     def _step(self, state: State, duration: Tensor, covariates: Tensor | None) -> State:
-        """One step of ``duration (n,)``; a state is ``z (n, d)``, the time, a log-determinant if any."""
+        """One step of ``duration (n,)``; a state is ``z (n, d)``, a time, a log-determinant if any.
+
+        The time is that since the reference time, in which calendar years lose no digits.
+        """
 
         def slope(state: State) -> State:
-            z, times = state[:2]
+            z, times = state[0], state[1] + self.origin
             if len(state) == 2:
                 return self.field(z, times, covariates) * duration.unsqueeze(-1), duration
             velocity, trace = self._velocity_and_trace(z, times, covariates)
@@ -287,6 +305,10 @@ class OdeFlow(Dynamics):
             )
         trace = jacobian.diagonal(dim1=0, dim2=-1).sum(-1)
         return (velocity, trace) if recorded else (velocity.detach(), trace)
+
+    def _elapsed(self, times: Tensor) -> Tensor:
+        """The time since the reference time, subtracted before any digits are lost."""
+        return times - self.origin
 
     def _steps_between(self, start: Tensor | float, end: Tensor) -> Tensor:
         """The signed number of steps, a real number."""

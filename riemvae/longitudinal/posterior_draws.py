@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_choice, check_count, check_positive
+from riemvae.guides.evaluation import in_evaluation_mode
 from riemvae.inference.annealing import systematic
 from riemvae.inference.estimation import for_each_batch
-from riemvae.inference.weights import DEFAULT_CHUNK
+from riemvae.inference.weights import DEFAULT_CHUNK, weighted_sum
 from riemvae.longitudinal.anchor_posteriors import at_visit
 from riemvae.longitudinal.model import LongitudinalVAE
 from riemvae.longitudinal.refinement import hamiltonian_chains, minimise
-from riemvae.longitudinal.subject_batch import SubjectBatch, arguments, in_evaluation_mode, named
+from riemvae.longitudinal.subject_batch import SubjectBatch, arguments, named
 
 METHODS = ("importance", "guide", "naive", "best", "map", "hmc")
 
@@ -61,7 +62,7 @@ class LatentDraws:
     @property
     def mean(self) -> Tensor:
         """The weighted mean of the draws, ``(B, k)``."""
-        return (self.weights.unsqueeze(-1) * self.z_0).sum(0)
+        return weighted_sum(self.weights, self.z_0)
 
     def index(self, num: int) -> Tensor:
         """Which draws to take for ``num`` that count equally, ``(num, B)``: systematic resampling."""

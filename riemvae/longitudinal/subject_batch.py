@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from riemvae._checks import argument_error
 from riemvae.distributions.charts import is_all_of_space
+from riemvae.distributions.gaussian_process import GaussianProcess
 from riemvae.guides.log_joint import LogJoint, examine
 from riemvae.inference.weights import draw_weights
 from riemvae.longitudinal.anchor_posteriors import AnchorMixture, VisitPosterior
@@ -169,8 +169,21 @@ class SubjectBatch:
             with poutine.block(), pyro.plate(_PARTICLES, n, dim=-1 - _NESTING):
                 trace = poutine.trace(guide).get_trace(**self.given)
             site: Any = trace.nodes[self.model.site]
-            parts.append(site["value"].detach().reshape(n, self.size, -1))
+            parts.append(self._at_times(site["value"].detach().reshape(n, self.size, -1)))
         return torch.cat(parts)
+
+    def _at_times(self, z_0: Tensor) -> Tensor:
+        """Draws of a guide as draws at the times to predict at, ``(n, B, k)``.
+
+        A guide is told no times of unobserved visits. Under a Gaussian process the latents there are drawn
+        anew, given those of the observed visits: the weights, which are of these, stay.
+        """
+        prior = self.prior()
+        return prior.redraw(z_0, self.data.observed) if self._in_time(prior) else z_0
+
+    def _in_time(self, prior: Any) -> bool:
+        """Whether the latents are those of visits on a Gaussian process in time."""
+        return isinstance(prior, GaussianProcess) and self.model.dynamics.num_visits is None
 
     def proposals(self, num: int) -> tuple[Tensor, Tensor]:
         """Draws ``(num, B, k)`` and their ``log p(z_0, what is seen) - log q(z_0)``, ``(num, B)``.
@@ -199,9 +212,13 @@ class SubjectBatch:
                 draw = draw_weights(self.model, self.guide, (), self.given, n, self.shared)
             site: Any = draw.model_trace.nodes[self.model.site]
             z_0 = site["value"].detach().reshape(n, self.size, -1)
-            # The model takes the times of unobserved visits from the others.
-            other = site["fn"].log_prob(site["value"]).reshape(n, self.size)
-            yield z_0, draw.log_weights + prior.log_prob(z_0) - other
+            log_weights = draw.log_weights
+            if self._in_time(prior):
+                z_0 = self._at_times(z_0)
+            else:  # the model takes the times of unobserved visits from the others
+                other = site["fn"].log_prob(site["value"]).reshape(n, self.size)
+                log_weights = log_weights + prior.log_prob(z_0) - other
+            yield z_0, log_weights
 
     # -- decoding ----------------------------------------------------------------------------------------
 
@@ -231,17 +248,3 @@ def arguments(data: Any) -> Any:
 def named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """A batch's arguments by the model's names."""
     return {**dict(zip(ARGUMENTS, args)), **kwargs}
-
-
-@contextmanager
-def in_evaluation_mode(*functions: Any) -> Iterator[None]:
-    """Modules in evaluation mode; each part is afterwards as it was."""
-    parts = [part for fn in functions if isinstance(fn, nn.Module) for part in fn.modules()]
-    modes = [(part, part.training) for part in parts]
-    try:
-        for part in parts:
-            part.training = False
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform
 
-from riemvae._checks import argument_error, check_choice, check_count
+from riemvae._checks import argument_error, check_choice, check_count, check_last_dim
 from riemvae._recipe import recipe
 from riemvae.flows import IAF, MAF, NSF, RealNVP, SplineCoupling, sampling_transform
 from riemvae.flows.flow import moved
@@ -86,7 +86,7 @@ class TimeFlow(Dynamics):
     ) -> None:
         super().__init__()
         self.latent_dim = self.base_dim = check_count("latent_dim", latent_dim)
-        self.covariates = check_count("covariates", covariates, minimum=0)
+        self.covariates: int = check_count("covariates", covariates, minimum=0)
         self.time_features = TimeFeatures() if time_features is None else time_features
         context = self.time_features.num_features + self.covariates
         if getattr(flow, "features", latent_dim) != latent_dim:
@@ -119,6 +119,7 @@ class TimeFlow(Dynamics):
         log_det: bool = False,
     ) -> Trajectory:
         """``T(u; t_l, c)`` for all visits at once: ``u (..., B, d)`` and ``times (B, T)``."""
+        check_last_dim("z_0", z_0, self.latent_dim)
         times = subject_times(times, z_0)
         base, back = self._from_reference(z_0, covariates)
         visits = base.unsqueeze(-3).expand(*base.shape[:-2], times.shape[1], *base.shape[-2:])
@@ -192,7 +193,7 @@ def time_flow(
     Args:
         latent_dim: ``d``.
         kind: ``"coupling"`` and ``"spline_coupling"`` take one pass to unroll and one to rewind; ``"iaf"``
-            takes ``d`` passes to rewind, ``"maf"`` and ``"nsf"`` take ``d`` passes to unroll.
+            rewinds one feature after another, ``"maf"`` and ``"nsf"`` unroll so.
         covariates: ``c``.
         transforms: The number of transforms of the flow.
         hidden: Widths of the hidden layers of each of its networks.

@@ -23,7 +23,7 @@ def coherence_length(name: str, num_visits: int) -> int:
         num_visits: ``T``.
 
     Returns:
-        ``L``, rounded, at least 1 but for ``"none"``.
+        ``L``, rounded, at least 1 but for ``"none"`` and for a single visit.
 
     Raises:
         ValueError: Another name.
@@ -37,7 +37,7 @@ def coherence_length(name: str, num_visits: int) -> int:
     if name not in COHERENCES:
         raise argument_error("name", "one of " + ", ".join(map(repr, COHERENCES)), repr(name))
     share = COHERENCES[name]
-    return max(1, round(share * num_visits)) if share else 0
+    return min(num_visits - 1, max(1, round(share * num_visits))) if share else 0
 
 
 @recipe
@@ -89,6 +89,8 @@ class TopographicLatents(Dynamics):
         >>> latents.unroll(torch.randn(4, latents.base_dim)).z.shape
         torch.Size([8, 4, 6])
     """
+
+    covariates = 0
 
     def __init__(
         self,

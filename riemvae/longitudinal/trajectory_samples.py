@@ -11,6 +11,8 @@ from torch.distributions import Distribution
 
 from riemvae._checks import argument_error, check_count
 from riemvae._seeding import forked
+from riemvae.guides.evaluation import in_evaluation_mode
+from riemvae.longitudinal.counterfactual import as_like
 from riemvae.longitudinal.linear_trajectory import LinearTrajectory
 from riemvae.longitudinal.model import LongitudinalVAE
 
@@ -40,7 +42,7 @@ def trajectory_codes(guide: Any, *args: Any, **kwargs: Any) -> Tensor:
     Returns:
         ``(B, d + 1)``.
     """
-    with poutine.block():
+    with poutine.block(), in_evaluation_mode(guide):
         return guide.posterior(*args, **kwargs).mean  # type: ignore[no-any-return]
 
 
@@ -93,7 +95,7 @@ def sample_trajectories(
     if len(times) not in (1, size):
         raise argument_error("times", f"(T,) or ({size}, T), as many rows as draws", times)
     times = times.expand(size, -1)
-    with forked(seed), poutine.block():
+    with forked(seed), poutine.block(), in_evaluation_mode(model):
         prior = model.prior_of(times)
         z_0 = prior.sample() if prior.batch_shape else prior.sample((size,))  # type: ignore[no-untyped-call]
         if spatial is not None:
@@ -113,7 +115,7 @@ def sample_trajectories(
 def extrapolate(
     model: LongitudinalVAE,
     guide: Any,
-    new_times: Tensor,
+    new_times: Any,
     x: Tensor,
     observed: Tensor | None = None,
     pixel_mask: Tensor | None = None,
@@ -134,14 +136,17 @@ def extrapolate(
         pixel_mask: ``(B, T, *shape)``.
         times: ``(B, T)`` of the visits.
         covariates: ``(B, c)``.
-        num_samples: How many draws of the latent; None decodes the posterior mean instead.
+        num_samples: How many draws of the latent; None decodes the posterior mean instead, which a mixture
+            of anchors does not have.
         seed: Makes the draws reproducible.
 
     Returns:
         The likelihood's means, ``(B, T', *shape)``, or ``(num_samples, B, T', *shape)``.
 
     Raises:
-        ValueError: New times that do not fit the subjects.
+        ValueError: A model of numbered visits, or one whose visits have a latent each: there, impute visits
+            that are not observed. New times that do not fit the subjects; a guide without a mean and no
+            number of draws.
 
     Source: Chadebec (thesis), section 5.2.2, case 3.
 
@@ -155,14 +160,30 @@ def extrapolate(
         >>> extrapolate(model, guide, torch.tensor([5.0, 6.0]), x, times=times, num_samples=3).shape
         torch.Size([3, 5, 2, 8])
     """
+    if model.dynamics.num_visits is not None or model.dynamics.base_dim is None:
+        raise argument_error(
+            "model",
+            "one whose latents are a function of time, of a subject's latent",
+            type(model.dynamics).__name__,
+            "impute the visits in question: sequences with observed=False there",
+        )
+    new_times = as_like(new_times, x if x.is_floating_point() else torch.empty(0))
     if new_times.dim() == 1:
         new_times = new_times.expand(len(x), -1)
     if new_times.dim() != 2 or len(new_times) != len(x):
         raise argument_error("new_times", f"(T',) or ({len(x)}, T')", new_times)
-    with forked(seed), poutine.block():
+    with forked(seed), poutine.block(), in_evaluation_mode(model, guide):
         posterior = guide.posterior(x, observed, pixel_mask, times, covariates)
         if num_samples is None:
-            return _decoded(model, posterior.mean, new_times, covariates)
+            try:
+                mean = posterior.mean
+            except NotImplementedError:
+                raise argument_error(
+                    "num_samples",
+                    f"a number of draws, as {type(posterior).__name__} has no mean in closed form",
+                    None,
+                ) from None
+            return _decoded(model, mean, new_times, covariates)
         z_0 = posterior.sample((check_count("num_samples", num_samples),))
         return _decoded(model, z_0, new_times, covariates)
 

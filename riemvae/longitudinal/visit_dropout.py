@@ -120,5 +120,8 @@ class VisitDropout(pyro.infer.ELBO):
         x, observed = bound.arguments["x"], bound.arguments.get("observed")
         if observed is None:
             observed = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        pixel_mask = bound.arguments.get("pixel_mask")
+        if pixel_mask is not None:  # a visit of which no pixel is seen is none that could be kept
+            observed = observed & pixel_mask.flatten(2).any(2)
         bound.arguments["observed"] = self.thin(observed)
         return bound.args, bound.kwargs

@@ -85,6 +85,8 @@ class VisitEncoder(nn.Module):
         torch.Size([4, 6])
     """
 
+    covariates = 0
+
     def __init__(
         self, encoder: Callable[..., Any], prior: Callable[[], TorchDistribution] | None = None
     ) -> None:
@@ -132,6 +134,8 @@ class TopographicEncoder(nn.Module):
         >>> encoder(torch.randn(4, 3, 5), None, None, None, None)[0].shape
         torch.Size([4, 12])
     """
+
+    covariates = 0
 
     def __init__(self, encoder: Callable[..., Any], energy_encoder: Callable[..., Any]) -> None:
         super().__init__()
@@ -187,6 +191,8 @@ class GaussianProcessEncoder(nn.Module):
         >>> encoder(torch.randn(4, 3, 5), None, None, None, None).batch_shape
         torch.Size([4])
     """
+
+    covariates = 0
 
     def __init__(self, encoder: Callable[..., Any], prior: GaussianProcessPrior) -> None:
         super().__init__()

@@ -41,6 +41,8 @@ class VisitLatents(Dynamics):
         [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
     """
 
+    covariates = 0
+
     def __init__(self, num_visits: int | None, latent_dim: int) -> None:
         super().__init__()
         self.latent_dim = check_count("latent_dim", latent_dim)

@@ -90,7 +90,8 @@ class SequenceEncoder(nn.Module):
         Args:
             x: ``(B, T, *shape)``.
             observed: ``(B, T)``, True where the visit is seen; None is all of them.
-            pixel_mask: ``(B, T, *shape)``, True where the value is seen; None is all of them.
+            pixel_mask: ``(B, T, *shape)``, True where the value is seen; None is all of them. A visit of
+                which nothing is left is not observed.
             times: ``(B, T)`` or ``(1, T)``; None is the visits' numbers from 0.
             covariates: ``(B, c)``; they do not enter an encoder that was built without.
         """
@@ -100,11 +101,13 @@ class SequenceEncoder(nn.Module):
         if observed is None:
             observed = torch.ones(visits, dtype=torch.bool, device=x.device)
         _check_mask("observed", observed, visits)
-        seen = x[observed]
         mask = None
         if pixel_mask is not None:
             _check_mask("pixel_mask", pixel_mask, x.shape)
+            observed = observed & pixel_mask.flatten(2).any(2)
             mask = pixel_mask[observed]
+        seen = x[observed]
+        if mask is not None:
             seen = torch.where(mask, seen, 0.0)
         if self._takes_mask:
             features = self.features(seen, torch.ones_like(seen, dtype=torch.bool) if mask is None else mask)

@@ -105,7 +105,8 @@ def continuous_lvae(
 
     ``dynamics`` is ``"flow"``, a conditional flow whose maps from time to time form a group exactly, or
     ``"ode"``, a continuous normalizing flow. ``covariates`` is the number of a subject's covariates;
-    ``reference_time`` the time at which ``u`` is the visit's latent itself. ``inference`` is that of
+    ``reference_time`` the time at which ``u`` is the visit's latent itself (of an ``"ode"`` the earliest
+    training time where it is None). ``inference`` is that of
     :func:`lvae`, with ``"mixture"`` as the default.
 
     Source: the question that Chadebec (thesis), section 6.6 leaves open; Papamakarios et al. (2021) on
@@ -123,7 +124,7 @@ def continuous_lvae(
         )
     else:
         field = VectorField(bricks.latent_dim, covariates, tuple(flow_hidden), time_features=TimeFeatures())
-        change = OdeFlow(field, bricks.latent_dim, 0.0 if reference_time is None else reference_time)
+        change = OdeFlow(field, bricks.latent_dim, reference_time)
     model = LongitudinalVAE(bricks.decoder, change, visit_prior(prior, bricks, components), bricks.likelihood)
     guide = sequence_guide(inference, model, bricks, posterior, covariates)
     return SequenceAutoencoder(model, guide, bricks.input_shape, warmup=warmup)

@@ -102,9 +102,12 @@ def latent_ode(
     hidden_field: Sequence[int] = (128, 128),
     covariates: int = 0,
     autonomous: bool = True,
+    reference_time: float | None = None,
     inference: str = "recurrent",
 ) -> SequenceAutoencoder:
     """The latent ODE: a first state from a backward recurrent network, moved by a differential equation.
+
+    ``reference_time`` is when the first state is that of the visit; None is the earliest training time.
 
     Source: Chen, Rubanova, Bettencourt and Duvenaud (2018); Rubanova, Chen and Duvenaud (2019).
     """
@@ -120,7 +123,8 @@ def latent_ode(
         time_features=None if autonomous else TimeFeatures(),
         autonomous=autonomous,
     )
-    model = LongitudinalVAE(bricks.decoder, OdeFlow(field, bricks.latent_dim), None, bricks.likelihood)
+    dynamics = OdeFlow(field, bricks.latent_dim, reference_time)
+    model = LongitudinalVAE(bricks.decoder, dynamics, None, bricks.likelihood)
     encoder = sequence_encoder(inference, bricks, bricks.latent_dim, covariates)
     return SequenceAutoencoder(model, GaussianGuide(model, encoder, latent=model.site), bricks.input_shape)
 

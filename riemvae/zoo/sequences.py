@@ -20,7 +20,7 @@ from riemvae.inference.fit import Fit
 from riemvae.longitudinal import AnchoredGuide, FlowChain, LongitudinalVAE, TimeFeatures
 from riemvae.longitudinal.generation import generate
 from riemvae.longitudinal.imputation import Imputation, impute
-from riemvae.longitudinal.posterior_draws import LatentDraws, draw_posterior
+from riemvae.longitudinal.posterior_draws import METHODS, LatentDraws, draw_posterior
 from riemvae.zoo.trained import Trained
 
 # Of all epochs, at most this share are spent on the warm-up.
@@ -182,6 +182,10 @@ class SequenceAutoencoder(Trained):
         Returns:
             Itself.
         """
+        parts = [self.model.dynamics]
+        if not isinstance(self.guide, AnchoredGuide):  # whose encoder sees single visits
+            parts.append(getattr(self.guide, "encoder", None))
+        self._check_covariates(covariates, *parts)
         data = self.sequences(x, observed, pixel_mask, times, covariates)
         val = None if val_data is None else self.sequences(val_data, name="val_data")
         seen = data.seen
@@ -322,9 +326,24 @@ class SequenceAutoencoder(Trained):
             )
 
     def _method(self, method: str | None) -> str:
-        return (
-            ("importance" if isinstance(self.guide, AnchoredGuide) else "guide") if method is None else method
-        )
+        if method is None:
+            return "importance" if isinstance(self.guide, AnchoredGuide) else "guide"
+        self.check_method(method)
+        return method
+
+    def check_method(self, method: str) -> None:
+        """Refuses a method of imputation that this model does not have.
+
+        Raises:
+            ValueError: An unknown one; ``"naive"`` or ``"best"`` where the guide has no anchors.
+        """
+        check_choice("method", method, METHODS)
+        if method in ("naive", "best") and not isinstance(self.guide, AnchoredGuide):
+            raise argument_error(
+                "method",
+                "'importance', 'guide', 'map' or 'hmc' for a guide of whole sequences",
+                f"{method!r}, which needs the anchors of an AnchoredGuide",
+            )
 
     @torch.no_grad()
     def encode(self, x: Any, observed: Any = None, **options: Any) -> Tensor:
@@ -398,9 +417,20 @@ class SequenceAutoencoder(Trained):
             seed: Of the draws; the caller's generator is then left as it was.
         """
         check_count("n", n)
+        self._check_covariates(covariates, self.model.dynamics)
         rows = [None if v is None else self._rows(v, n) for v in (times, covariates)]
         with self._evaluating(), forked(seed):
             return self._undone(generate(self.model, n, *rows, noise=noise))
+
+    def _check_covariates(self, given: Any, *parts: Any) -> None:
+        """Refuses covariates that none of the parts would take, where these say so."""
+        if given is not None and all(getattr(part, "covariates", None) == 0 for part in parts):
+            raise argument_error(
+                "covariates",
+                "None for a model that takes none",
+                given,
+                "build it with covariates=, where its recipe has them",
+            )
 
     def _rows(self, value: Any, n: int) -> Tensor:
         tensor = torch.as_tensor(value).to(self._weight)

@@ -182,7 +182,15 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
 
     @torch.no_grad()
     def _fit_mixtures(self, data: Sequences, seed: int | None) -> None:
-        """Of ``λ``, of posterior means as published; of whole lines, of posterior draws."""
+        """Of ``λ``, of posterior means as published; of whole lines, of posterior draws.
+
+        Of subjects of whom anything is seen; from fewer than two there are none, and synthetic patients come
+        from the prior.
+        """
+        self.spatial = self.lines = None
+        data = data[data.observed.any(1)]
+        if len(data) < 2:
+            return
         with self._evaluating(), forked(seed):
             posterior = self.guide.posterior(**self._batch(data))
             mean, drawn = posterior.mean, posterior.sample()

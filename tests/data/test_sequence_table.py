@@ -39,7 +39,8 @@ def check(data):
     assert data.batch()["x"].tolist() == [[[1.5, 9], [2.5, 0]], [[3.5, 7], [0, 8]], [[0, 0], [0, 0]]]
     assert data.covariates.tolist() == [[0.0], [1.0], [0.0]]
     assert (data.labels.tolist(), data.label_names) == ([1, 0, 0], ("case", "control"))
-    assert data.x.dtype == data.times.dtype == data.covariates.dtype == torch.float32
+    assert data.x.dtype == data.covariates.dtype == torch.float32
+    assert data.times.dtype == torch.float64
 
 
 def test_rows_in_any_order_become_sorted_visits(table):

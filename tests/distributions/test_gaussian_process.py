@@ -102,6 +102,33 @@ def test_it_is_what_it_says(per_process):
     assert check_distribution(process, num_samples=4000).passed
 
 
+@pytest.mark.parametrize("per_process", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_redrawn_visits_have_the_moments_given_the_others(own, per_process):
+    """Means and covariances given the known visits, by the formula of the dense normal; each its own mask."""
+    batch = (3,) if own else ()
+    process = random_process(batch=batch, per_process=per_process, loc_batch=batch)
+    known = torch.tensor([[True, False, True, False], [False] * 4, [True] * 4])
+    torch.manual_seed(0)
+    value = torch.randn(3, process.event_shape[0], dtype=process.loc.dtype)
+    drawn = process.redraw(value.expand(40_000, -1, -1), known)
+    full = dense(process)
+    for subject, seen in enumerate(known):
+        index = seen.repeat_interleave(process.latent_dim)
+        mean, cov = (part[subject] if own else part for part in (full.mean, full.covariance_matrix))
+        assert torch.equal(drawn[:, subject, index], value[subject, index].expand(40_000, -1))
+        if index.all():
+            continue
+        gain = cov[~index][:, index] @ torch.linalg.inv(cov[index][:, index])
+        exact = mean[~index] + gain @ (value[subject, index] - mean[index])
+        left = cov[~index][:, ~index] - gain @ cov[index][:, ~index]
+        others = drawn[:, subject, ~index]
+        scale = left.diagonal().sqrt()
+        assert ((others.mean(0) - exact) / scale).abs().max() < 5 / 200
+        error = (others.T.cov() - left) / (scale * scale[:, None])
+        assert error.abs().max() < 5 * 1.5 / 200
+
+
 def test_its_gradients_are_those_of_the_dense_normal():
     process = random_process(batch=(2,), loc_batch=(2,))
     torch.manual_seed(3)

@@ -469,12 +469,43 @@ def test_an_encoder_with_a_second_argument_is_told_the_mask():
     assert mask.dtype == torch.bool
     rows = OBSERVED.T.reshape(-1)  # in the order of the plates
     assert torch.equal(mask[rows], pixels.transpose(0, 1).reshape(-1, 3)[rows])
-    assert torch.equal(values, torch.where(seen, x, 0.0).transpose(0, 1).reshape(-1, 3))
+    visits = torch.where(seen, x, 0.0).transpose(0, 1)
+    assert torch.equal(values[rows], visits.reshape(-1, 3)[rows])
+    # In place of a visit that is not seen the encoder gets one that is: the subject's first, or another's.
+    for value, told_mask, subject in zip(values[~rows], mask[~rows], rows.logical_not().nonzero() % B):
+        known = OBSERVED[subject.item()]
+        owner = subject.item() if known.any() else int(OBSERVED.any(1).to(torch.uint8).argmax())
+        first = int(OBSERVED[owner].to(torch.uint8).argmax())
+        assert torch.equal(value, visits[first, owner])
+        assert torch.equal(told_mask, pixels[owner, first])
     assert told[1][1].all()
     # With random anchors those of the anchors.
     told.clear()
     posterior = AnchoredGuide(CASE.model(), Encoder()).posterior(x, OBSERVED, pixels)
     assert torch.equal(told[0][1], pixels[torch.arange(B), posterior.visit])
+
+
+@pytest.mark.parametrize("anchors", ["random", "mixture"])
+def test_an_encoder_that_divides_by_what_is_seen_has_finite_gradients(anchors):
+    """The mean of the seen pixels: of a visit without any it is 0 / 0."""
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(1, 2)
+
+        def forward(self, x, mask):
+            mean = (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+            loc = self.layer(mean.to(self.layer.weight))
+            return loc.to(x), torch.ones_like(loc).to(x)
+
+    encoder, x = Encoder(), CASE.sample(B)
+    pixels = torch.rand(x.shape) < 0.6
+    pixels[..., 0] = True
+    pixels[:, 1] = False
+    guide = AnchoredGuide(CASE.model(), encoder, anchors=anchors)
+    pyro.infer.Trace_ELBO().differentiable_loss(guide.model, guide, x, OBSERVED, pixels).backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.abs().max() > 0 for p in encoder.parameters())
 
 
 def test_an_encoder_may_return_a_distribution():

@@ -390,3 +390,29 @@ def test_a_field_may_have_features_of_its_own():
     features = TimeFeatures(0)
     dynamics = OdeFlow(VectorField(D, time_features=features), D).fit_times(torch.tensor([[1.0, 5.0]]))
     assert float(features.scale) == 2.0 and float(dynamics.horizon) == 5.0
+
+
+@pytest.mark.parametrize("autonomous", [True, False])
+@pytest.mark.parametrize("shift", [60.0, 2000.0])
+def test_calendar_times_change_nothing(shift, autonomous):
+    """From the earliest training time on, in single precision: ages and years as times from zero."""
+    times = torch.rand(B, T, generator=torch.Generator().manual_seed(0)).sort(1).values * 10.0
+    u = torch.randn(B, D, generator=torch.Generator().manual_seed(1))
+    results = []
+    for added in (0.0, shift):
+        torch.manual_seed(2)
+        dynamics = OdeFlow(VectorField(D, autonomous=autonomous), D, None)
+        with torch.no_grad():
+            for parameter in dynamics.parameters():
+                parameter.mul_(3.0)
+        # of the same binary fractions: the times themselves lose no digits here
+        moments = (times * 64).round() / 64 + added
+        dynamics.fit_times(moments)
+        assert dynamics.origin == float(moments.min())
+        z = dynamics.unroll(u, moments).z
+        assert (z[-1] - u).abs().max() > 0.05  # it moves
+        back, _ = dynamics.rewind(z[-1], torch.full((B,), T - 1), moments)
+        torch.testing.assert_close(back, u, rtol=0, atol=1e-5)
+        results.append(z)
+    # one field knows the time, whose features have fewer digits in the year 2000
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-6 if autonomous else 1e-3)
