@@ -17,6 +17,7 @@ from riemvae.cli.layout import Layout
 from riemvae.cli.recipe_options import recipe_options
 from riemvae.data.sequence_files import read_sequences
 from riemvae.data.sequence_table import read_long_table
+from riemvae.zoo.sequences import SequenceAutoencoder
 
 VISITS = 4
 SMALL = ("--latent-dim", 2, "--hidden", "8", "--epochs", 2, "--batch-size", 10)
@@ -704,3 +705,28 @@ def test_choices_are_those_of_the_library():
         rv.networks.encoder(name, (1, 16, 16), 2)
     for name in set(commands.LIKELIHOODS) - {"learned"}:
         rv.likelihoods.by_name(name)
+
+
+def test_an_empty_row_off_the_grid_is_refused_and_not_dropped(tmp_path, capsys):
+    rows = [[f"s{i}", t, 1.0 + i, 2.0 * t, 0] for i in range(6) for t in (0, 1, 2)]
+    data = write_rows(tmp_path / "a.csv", rows)
+    assert call("fit", data, "--out", tmp_path / "m", "--grid", "0,1,2", *COLUMNS, *SMALL, *FLOW) == 0
+    asked = write_rows(tmp_path / "b.csv", [["p", 0, 0.5, 0.5, 0], ["p", 30, "", "", 0]])
+    error = error_of(capsys, "impute", tmp_path / "m", asked, "--out", tmp_path / "f.csv")
+    assert "--grid: expected visits near the times 0 to 2, got one of subject 'p' at 30" in error
+    assert not (tmp_path / "f.csv").exists()
+
+
+def test_a_method_that_the_model_lacks_is_refused_before_the_work(images, tmp_path, capsys, monkeypatch):
+    fused = ("--inference", "set", "--architecture", "mlp", *SMALL, *FLOW)
+    assert call("fit", images / "a.npz", "--out", tmp_path / "m", *fused) == 0
+    monkeypatch.setattr(SequenceAutoencoder, "log_likelihood", lambda *args, **kwargs: 1 / 0)
+    options = ("--drop-visits", 0.5, "--methods", "guide,naive", "--out", tmp_path / "r.json")
+    assert "'naive'" in error_of(capsys, "evaluate", tmp_path / "m", images / "a.npz", *options)
+
+
+def test_covariates_that_are_not_used_are_said(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", x=np.zeros((6, 2, 3), np.float32), covariates=np.ones((6, 1), np.float32))
+    capsys.readouterr()
+    assert call("fit", tmp_path / "a.npz", "--out", tmp_path / "m", *SMALL, *FLOW) == 0
+    assert "lvae takes no covariates: those of a.npz are not used" in capsys.readouterr().err

@@ -129,7 +129,9 @@ def read_long_table(
         subjects=subjects,
     )
     # Times keep their digits: dates as numbers have more of them than single precision.
-    return replace(made.to(dtype=torch.get_default_dtype()), times=made.times)
+    usual = torch.get_default_dtype()
+    fixed = None if made.covariates is None else made.covariates.to(usual)
+    return replace(made, x=made.x.to(usual) if made.x.is_floating_point() else made.x, covariates=fixed)
 
 
 def _columns(source: Any) -> tuple[dict[str, Sequence[Any]], Path]:

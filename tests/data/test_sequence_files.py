@@ -83,3 +83,24 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(ValueError, match="named arrays"):
         read_sequences(tmp_path / "s.npz")
     assert not list(tmp_path.glob("*w.np*"))
+
+
+def test_what_lies_under_a_mask_comes_back(tmp_path):
+    data = full()
+    data = Sequences(**{**vars(data), "visit_truth": ("stage",)})
+    write_sequences(tmp_path / "a.npz", data)
+    back = read_sequences(tmp_path / "a.npz")
+    assert not bool(data.seen.all())
+    assert torch.equal(back.x, data.x)
+    assert back.visit_truth == ("stage",)
+    whole = Sequences.of(torch.randint(255, (4, 3, 2), dtype=torch.uint8)).drop_visits(0.5, seed=0)
+    write_sequences(tmp_path / "b.npz", whole)
+    assert torch.equal(read_sequences(tmp_path / "b.npz").x, whole.x)
+
+
+@pytest.mark.parametrize("name", ["y", "x", "times", "file", "visit_truth"])
+def test_a_truth_is_not_taken_for_something_else(tmp_path, name):
+    data = Sequences.of(torch.zeros(3, 2, 1), truth={name: torch.zeros(3)})
+    with pytest.raises(ValueError, match=f"^truth '{name}': expected another name"):
+        write_sequences(tmp_path / "a.npz", data)
+    assert not list(tmp_path.iterdir())

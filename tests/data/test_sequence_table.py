@@ -181,3 +181,50 @@ def test_names_must_fit(tmp_path):
         write_long_table(tmp_path / "a.csv", data, features=["time", "x"])
     with pytest.raises(ValueError, match="image: expected None for plain columns"):
         write_long_table(tmp_path / "a.csv", data, image="scan")
+
+
+@pytest.mark.parametrize("times", [(20240131, 20240207), (1700000001, 1700000002)])
+def test_dates_as_numbers_keep_their_digits(tmp_path, times):
+    path = tmp_path / "a.csv"
+    path.write_text("id,t,v\n" + "".join(f"a,{time},1\n" for time in times))
+    assert tuple(read_long_table(path, "id", "t", ["v"]).times[0].tolist()) == times
+
+
+def test_words_are_no_missing_labels(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id,t,v,dx\nnone,0,n/a,none\nnone,1,2,\nb,0,None,AD\nb,1,3,NA\n")
+    data = read_long_table(path, "id", "t", ["v"], label="dx")
+    assert data.subjects == ("none", "b")
+    assert [data.label_names[code] for code in data.labels.tolist()] == ["none", "AD"]
+    assert data.observed.tolist() == [[False, True], [False, True]]
+    path.write_text("id,t,v,dx\na,0,1,none\na,1,2,AD\n")
+    with pytest.raises(ValueError, match=r"^row 2, 'dx': expected one value a subject"):
+        read_long_table(path, "id", "t", ["v"], label="dx")
+
+
+@pytest.mark.parametrize("part", ["subjects", "labels"])
+def test_a_name_that_would_be_missing_is_not_written(tmp_path, part):
+    data = Sequences.of(torch.zeros(2, 1, 1), **{part: ["NA", "b"]})
+    with pytest.raises(ValueError, match=r"'NA'.*read as missing"):
+        write_long_table(tmp_path / "a.csv", data)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_header_has_each_name_once(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id,v,v,t\na,1,2,0\n")
+    with pytest.raises(ValueError, match=r"^header of a.csv: expected each column once, got 'v' twice"):
+        read_long_table(path, "id", "t", ["v"])
+
+
+def test_a_picture_that_breaks_off_is_named(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(255, size=(32, 32), dtype=np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "a.csv").write_text("id,t,scan\na,0,a.png\n")
+    with pytest.raises(ValueError, match=r"^row 1, 'scan': expected a whole picture, got a.png"):
+        read_long_table(tmp_path / "a.csv", "id", "t", image="scan")

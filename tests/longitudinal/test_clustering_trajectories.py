@@ -399,3 +399,22 @@ BAD = {
 def test_errors_name_the_argument(name):
     with pytest.raises(ValueError, match=f"^{name.split(':')[0]}: expected"):
         BAD[name]()
+
+
+def test_subjects_of_whom_nothing_is_seen_are_no_group():
+    """Of them the posterior is the prior: at its mean they would be a third group between the two."""
+    task = Affine(apart=4.0)
+    model, (x, observed, _) = task.model(), task.sample(80)
+    observed[:] = True
+    observed[:40] = False
+    options = {"num_samples": 20, "seed": 0}
+    found = fit_mixture(model, task.guide(model), (x, observed), 2, learn=False, **options)
+    seen = fit_mixture(model, task.guide(model), (x[40:], observed[40:]), 2, learn=False, **options)
+    order, other = (m.locs[:, 0].argsort() for m in (found, seen))
+    torch.testing.assert_close(found.locs[order], seen.locs[other], rtol=0, atol=0.2)
+    torch.testing.assert_close(found.scales[order], seen.scales[other], rtol=0.1, atol=0.05)
+    motions = fit_motions(model, task.guide(model), (x, observed), 2, **options)
+    shares = motions.mixture.weights
+    assert float(shares.min()) > 0.1
+    centres = motions.mixture.locs[:, 0]
+    assert centres.abs().min() > 0.3  # and none of them where nobody is

@@ -141,3 +141,19 @@ def test_what_does_not_fit_is_refused():
             contrast(model, bad, times, dose, dose)
     with pytest.raises(ValueError, match="level"):
         contrast(model, u, times, dose, dose).interval(1.0)
+
+
+def test_a_model_without_covariates_shows_no_effect_of_them():
+    model = model_of(time_flow(2, hidden=(8,)))
+    u, times = draws()[0], torch.linspace(0.0, 1.0, 5).double()
+    with pytest.raises(ValueError, match=r"^covariates: expected None for a model that takes none"):
+        contrast(model, u, times, torch.zeros(1), torch.ones(1))
+    counterfactual(model, u, times)
+
+
+def test_lists_are_taken():
+    model, u = treated(), draws()[0]
+    lists = contrast(model, u, [0.0, 1.0], [0.0], [1])
+    double = {"dtype": torch.float64}
+    settings = [torch.tensor(values, **double) for values in ([0.0, 1.0], [0.0], [1.0])]
+    assert torch.equal(lists.mean, contrast(model, u, *settings).mean)

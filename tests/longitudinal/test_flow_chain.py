@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pyro.distributions as dist
 import pytest
@@ -14,8 +15,8 @@ from torch.distributions import transforms as torch_transforms
 from torch.utils.flop_counter import FlopCounterMode
 
 import riemvae as rv
-from riemvae.flows import IAF, MAF, NSF, RealNVP
-from riemvae.longitudinal import FlowChain
+from riemvae.flows import IAF, MAF, NSF, InvertedFlow, RealNVP
+from riemvae.longitudinal import FlowChain, TimeFlow
 from riemvae.persistence import save_recipe
 
 T, B, D = 4, 5, 3
@@ -365,3 +366,52 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="times"):
         chain.count_visits(torch.zeros(B, T + 1))
     assert chain.count_visits(torch.zeros(B, T)) == T
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 6])
+def test_a_determinant_that_all_data_share_is_theirs(rows):
+    """Transforms of Pyro that give one term a coordinate, or one in all, whatever the number of data."""
+    torch.manual_seed(0)
+    shared = dist.transforms.BatchNorm(2)
+    shared.moving_variance.copy_(torch.tensor([4.0, 25.0]))
+    shared.eval()
+    matrix = dist.transforms.MatrixExponential(2, iterations=20)
+    with torch.no_grad():
+        matrix.weights.copy_(torch.tensor([[0.3, 0.1], [0.0, -0.5]]))
+    for transform, exact in ((shared, math.log(10.0)), (matrix, -0.2)):
+        jacobian = torch.autograd.functional.jacobian(transform, torch.zeros(1, 2))[0, :, 0]
+        torch.testing.assert_close(
+            torch.linalg.slogdet(jacobian)[1], torch.tensor(exact), rtol=1e-3, atol=1e-3
+        )
+        log_det = FlowChain([transform], 2).unroll(torch.randn(rows, 2), log_det=True).log_det
+        torch.testing.assert_close(log_det[1], torch.full((rows,), exact), rtol=1e-3, atol=1e-3)
+
+
+def test_inverted_flows_say_their_sizes():
+    for bad in (MAF(3), MAF(2, context=1)):
+        with pytest.raises(ValueError, match=r"^transitions: expected"):
+            FlowChain([InvertedFlow(bad)], 2)
+    with pytest.raises(ValueError, match=r"^flow: expected a flow with a context"):
+        TimeFlow(InvertedFlow(MAF(2, context=99)), 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["planar", "radial", "sylvester", "block_autoregressive", "polynomial", "neural_autoregressive"]
+)
+def test_transforms_that_know_no_inverse_of_their_own_are_refused(name):
+    transform = getattr(dist.transforms, name)(2)
+    with pytest.raises(ValueError, match=r"^transitions: expected bijective"):
+        FlowChain([transform], 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["affine_coupling", "affine_autoregressive", "spline_coupling", "householder"]
+)
+def test_transforms_of_pyro_with_an_inverse_are_taken(name):
+    torch.manual_seed(0)
+    chain = FlowChain([getattr(dist.transforms, name)(2)], 2)
+    z = torch.randn(5, 2)
+    with torch.no_grad():
+        moved = chain.unroll(z).z[1]
+        back, _ = chain.rewind(moved.clone(), torch.ones(5, dtype=torch.long))
+    torch.testing.assert_close(back, z, rtol=1e-3, atol=1e-3)

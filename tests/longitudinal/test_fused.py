@@ -234,3 +234,21 @@ def test_length_averaged_trains():
         model, guide, oracle.sample(32), LengthAveraged(), max_epochs=60, learning_rate=0.05, seed=0
     )
     assert result.history["train_loss"][-1] < result.history["train_loss"][0]
+
+
+def test_dropout_keeps_a_visit_of_which_something_is_seen():
+    """Two visits, the first fully under its mask: hiding the other would leave nothing."""
+    kept = []
+
+    class Objective:
+        def differentiable_loss(self, model, guide, x, observed, pixel_mask):
+            kept.append(observed & pixel_mask.flatten(2).any(2))
+            return x.sum()
+
+    def model(x, observed=None, pixel_mask=None): ...
+
+    mask = torch.ones(200, 2, 3, dtype=torch.bool)
+    mask[:, 0] = False
+    torch.manual_seed(0)
+    VisitDropout(Objective(), 0.9).differentiable_loss(model, model, torch.zeros(200, 2, 3), None, mask)
+    assert bool(kept[0].any(1).all())

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import pytest
 import torch
 from longitudinal_oracles import AffineSequences
 from torch import nn
+from torch.distributions import AffineTransform
 
+import riemvae as rv
 from riemvae.guides import GaussianGuide
-from riemvae.likelihoods import Bernoulli
-from riemvae.longitudinal import AnchoredGuide, LongitudinalVAE
+from riemvae.likelihoods import Bernoulli, Gaussian
+from riemvae.longitudinal import (
+    AnchoredGuide,
+    FlowChain,
+    GaussianProcessEncoder,
+    LongitudinalVAE,
+    VisitLatents,
+)
+from riemvae.longitudinal.clustering import cluster_trajectories, fit_mixture, fit_motions, posterior_means
 from riemvae.longitudinal.dynamics import Dynamics, Trajectory
 from riemvae.longitudinal.generation import generate
 from riemvae.longitudinal.imputation import Imputation, central_interval, imputation_error, impute
@@ -18,6 +29,7 @@ from riemvae.longitudinal.posterior_draws import METHODS, LatentDraws, best_cand
 from riemvae.longitudinal.subject_batch import SubjectBatch
 from riemvae.longitudinal.time_flow import time_flow
 from riemvae.longitudinal.trajectories import conditional_trajectories
+from riemvae.priors import GaussianProcessPrior, MixturePrior
 
 SEEN = torch.tensor(
     [
@@ -619,3 +631,123 @@ def test_arguments_are_refused():
         impute(model, guide, x, interval="noise")
     with pytest.raises(ValueError, match="x"):
         impute(model, guide, x[:, :3])
+
+
+# -- Gaussian processes in time ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [0.0, 1.5, 3.0, 50.0])
+@pytest.mark.parametrize("method", ["guide", "importance", "hmc"])
+def test_a_gaussian_process_is_asked_at_any_time(method, asked):
+    """Visits at 0 and 3, their values known up to noise: regression at another time, in closed form."""
+    noise = 0.1
+    prior = GaussianProcessPrior(None, 1, "rbf", lengthscale=1.0)
+    model = LongitudinalVAE(nn.Identity(), VisitLatents(None, 1), prior, Gaussian(noise))
+    encoder = GaussianProcessEncoder(lambda x: (x, torch.full_like(x, noise)), prior)
+    guide = GaussianGuide(model, encoder, latent="z_0")
+    seen = torch.tensor([1.0, -1.0])
+    times = torch.tensor([[0.0, 3.0, asked]])
+    data = {"x": torch.tensor([[[1.0], [-1.0], [torch.nan]]]), "times": times}
+    data["observed"] = torch.tensor([[True, True, False]])
+    kernel = prior.covariance(times)[0, 0].double()
+    gain = kernel[2, :2] @ torch.linalg.inv(kernel[:2, :2] + noise**2 * torch.eye(2))
+    exact, variance = gain @ seen.double(), kernel[2, 2] - gain @ kernel[:2, 2]
+    draws = 4000
+    found = impute(model, guide, data, method, draws, level=None, seed=0)
+    error = (found.mean[0, 2, 0].double() - exact) / variance.sqrt()
+    assert abs(float(error)) < 5 * (20 if method == "hmc" else 1) ** 0.5 / draws**0.5
+    assert float(found.variance[0, 2, 0]) == pytest.approx(
+        float(variance), rel=0.3 if method == "hmc" else 0.12
+    )
+    assert float(found.ess[0]) > 0.99 * draws  # the guide is exact: all draws count alike
+
+
+# -- draws without weight, whole numbers, evaluation ---------------------------------------------------------
+
+
+class Sinh(torch.distributions.Transform):
+    """A bijection that overflows single precision beyond ``|z| = 2.2``."""
+
+    bijective = True
+    domain = codomain = torch.distributions.constraints.real_vector
+
+    def _call(self, x):
+        return torch.sinh(40 * x)
+
+    def _inverse(self, y):
+        return torch.asinh(y) / 40
+
+    def log_abs_det_jacobian(self, x, y):
+        size = (40 * x).abs()
+        return (size + torch.log1p(torch.exp(-2 * size)) + math.log(20.0)).sum(-1)
+
+
+@pytest.mark.parametrize("transition", [Sinh(), Sinh().inv])
+def test_draws_without_weight_count_nothing(transition):
+    torch.manual_seed(0)
+    model = LongitudinalVAE(nn.Linear(2, 3), FlowChain([transition], 2))
+    guide = AnchoredGuide(model, lambda x: (torch.zeros(len(x), 2), torch.ones(len(x), 2)))
+    data = {"x": torch.randn(4, 2, 3), "pixel_mask": torch.ones(4, 2, 3, dtype=torch.bool)}
+    data["pixel_mask"][:, :, 0] = False
+    draws = draw_posterior(model, guide, data, 200, seed=0)
+    lost = torch.isinf(draws.log_weights)
+    assert 0 < int(lost.sum()) < lost.numel()  # some draws overflow
+    for subject in range(4):
+        kept = ~lost[:, subject]
+        weights = draws.log_weights[kept, subject].double().softmax(0).float()
+        expected = weights @ draws.z_0[kept, subject]
+        torch.testing.assert_close(draws.mean[subject], expected, rtol=1e-4, atol=1e-6)
+    found = impute(model, guide, data, num_draws=200, seed=0)
+    for values in (found.mean, found.variance, found.filled, found.lower, found.upper):
+        assert torch.isfinite(values).all()
+    assert torch.isfinite(posterior_means(model, guide, data, 200, seed=0)).all()
+    mixture = MixturePrior(2, 2)
+    shares = cluster_trajectories(model, guide, data, 200, mixture=mixture, seed=0).responsibilities
+    torch.testing.assert_close(shares.sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "poisson"])
+def test_what_is_filled_in_between_integers_keeps_its_digits(likelihood):
+    torch.manual_seed(0)
+    model = LongitudinalVAE(nn.Linear(2, 3), FlowChain([AffineTransform(0.0, 1.0)], 2), None, likelihood)
+    guide = AnchoredGuide(model, lambda x: (x[:, :2].float(), torch.ones(len(x), 2)))
+    x = torch.randint(2, (5, 2, 3))
+    observed = torch.tensor([[True, False]] * 5)
+    whole, real = (
+        impute(model, guide, (values, observed), num_draws=50, keep_draws=4, seed=0)
+        for values in (x, x.float())
+    )
+    assert torch.equal(whole.filled, real.filled) and torch.equal(whole.draws, real.draws)
+    assert bool((whole.filled[:, 1] % 1 != 0).any())
+
+
+def test_estimates_are_those_of_evaluation_and_leave_the_mode():
+    """Dropout and running statistics: as left by training, and after ``eval()``, the same numbers."""
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
+    model = LongitudinalVAE(decoder, FlowChain([AffineTransform(0.0, 1.0)], 2))
+    guide = AnchoredGuide(model, nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.3), Pair()))
+    x = torch.randn(40, 2, 3)
+    rv.fit(model, guide, x, max_epochs=1, batch_size=20, seed=0, progress=False)
+    results = []
+    for training in (True, False):
+        model.train(training), guide.train(training)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        motions = fit_motions(model, guide, x, 2, num_samples=5, num_starts=1, seed=0)
+        results.append(
+            [
+                rv.log_likelihood(model, guide, x, 5, seed=0).log_prob,
+                fit_mixture(model, guide, x, 2, num_samples=5, num_starts=1, seed=0).locs,
+                motions.scores(torch.zeros(1, 2)),
+                draw_posterior(model, guide, x, 5, seed=0).mean,
+            ]
+        )
+        assert decoder.training is training and guide.encoder.training is training
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for one, other in zip(*results):
+        assert torch.equal(one, other)
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x[:, :2], x[:, 2:].exp()

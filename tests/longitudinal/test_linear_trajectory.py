@@ -438,3 +438,23 @@ def test_other_times_are_the_posterior_decoded_there():
     with pytest.raises(ValueError, match=r"^new_times: "):
         extrapolate(model, guide, torch.zeros(4, 2), **told)
     pyro.clear_param_store()
+
+
+def test_extrapolation_says_what_it_cannot_do():
+    x, times = torch.randn(6, 4, 3), torch.arange(4.0).expand(6, -1)
+    new = [5.0, 6.0]
+
+    def of(name, **options):
+        ae = rv.zoo.build(name, (3,), 2, hidden=(8,), seed=0, **options)
+        return ae.model, ae.guide
+
+    for name, options in (("lvae", {"num_visits": 4}), ("gp_vae", {}), ("visit_vae", {})):
+        with pytest.raises(ValueError, match=r"^model: expected one whose latents are a function of time"):
+            extrapolate(*of(name, **options), new, x, times=times)
+    anchored = of("continuous_lvae")
+    with pytest.raises(ValueError, match=r"^num_samples: expected a number of draws"):
+        extrapolate(*anchored, new, x, times=times)
+    lists = extrapolate(*anchored, new, x, times=times, num_samples=3, seed=0)
+    assert lists.shape == (3, 6, 2, 3)
+    for values in (torch.tensor(new).numpy(), torch.tensor(new), torch.tensor([new] * 6)):
+        assert torch.equal(extrapolate(*anchored, values, x, times=times, num_samples=3, seed=0), lists)

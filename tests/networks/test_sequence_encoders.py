@@ -353,3 +353,18 @@ def test_errors_name_the_argument():
         SetEncoder(Known(), 2, pooling="max")
     with pytest.raises(ValueError, match="cell"):
         RecurrentEncoder(Known(), 2, cell="lstm")
+
+
+@pytest.mark.parametrize("kind", ["experts", "set", "recurrent"])
+def test_a_visit_whose_values_are_all_masked_is_not_observed(kind):
+    torch.manual_seed(0)
+    build = {"experts": ProductOfExperts, "set": SetEncoder, "recurrent": RecurrentEncoder}[kind]
+    encoder = build(nn.Flatten(), 2, num_features=3)
+    x, mask = torch.randn(3, 4, 3), torch.ones(3, 4, 3, dtype=torch.bool)
+    mask[0, 1], mask[1] = False, False
+    observed = mask.any(2)
+    masked = encoder(x, None, mask, None, None)
+    hidden = encoder(x, observed, None, None, None)
+    for one, other in zip(masked, hidden):
+        assert torch.equal(one, other)
+    assert torch.equal(masked[0][1], torch.zeros(2)) and torch.equal(masked[1][1], torch.ones(2))

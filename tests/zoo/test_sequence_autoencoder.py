@@ -246,3 +246,47 @@ def test_long_chains_of_flows_with_a_posterior_of_all_visits_train():
     ae.fit(data, max_epochs=12, batch_size=16, seed=0, progress=False)
     losses = ae.history_["train_loss"]
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_covariates_that_nothing_takes_are_refused():
+    x, times, arm = toy(6), torch.arange(3.0).expand(6, -1), torch.ones(6, 1)
+    for name, options in (("lvae", {"num_visits": 3}), ("continuous_lvae", {}), ("latent_ode", {})):
+        ae = rv.zoo.build(name, (6,), latent_dim=2, hidden=(8,), seed=0, **options)
+        given = {} if name == "lvae" else {"times": times}
+        with pytest.raises(ValueError, match=r"^covariates: expected None for a model that takes none"):
+            ae.fit(x, covariates=arm, max_epochs=1, progress=False, **given)
+        with pytest.raises(ValueError, match=r"^covariates: expected None for a model that takes none"):
+            ae.sample(2, covariates=[7.0], **({} if name == "lvae" else {"times": [0.0, 1.0]}))
+    # Data that bring some serve models with and without.
+    Sequences.of(x, covariates=arm)
+    rv.zoo.build("lvae", (6,), latent_dim=2, num_visits=3, hidden=(8,), seed=0).fit(
+        Sequences.of(x, covariates=arm), max_epochs=1, progress=False
+    )
+
+
+@pytest.mark.parametrize("name", ["topographic_vae", "bubble_vae"])
+def test_baselines_of_one_visit(name):
+    ae = rv.zoo.build(name, (6,), latent_dim=2, num_visits=1, hidden=(8,), seed=0)
+    ae.fit(toy(6, 1), max_epochs=1, progress=False, seed=0)
+    assert ae.sample(2, seed=0).shape == (2, 1, 6)
+
+
+@pytest.mark.parametrize("name", ["continuous_lvae", "latent_ode"])
+def test_latents_of_another_size_are_refused(name):
+    ae = rv.zoo.build(name, (6,), latent_dim=2, hidden=(8,), seed=0)
+    with pytest.raises(ValueError, match=r"^z_0: expected"):
+        ae.trajectory(torch.zeros(3, 7), times=[0.0, 1.0])
+
+
+def test_calendar_times_train_as_others():
+    """A latent ODE of ages and of years: the steps are spent on the visits, not on the way to them."""
+    g = torch.Generator().manual_seed(0)
+    times = torch.randint(1, 20, (30, 4), generator=g).cumsum(1) / 8
+    x = torch.sin(times + torch.randn(30, 1, generator=g)).unsqueeze(-1)
+    losses = []
+    for shift in (0.0, 64.0):
+        ae = rv.zoo.build("latent_ode", (1,), latent_dim=2, hidden=(8,), hidden_field=(8,), seed=0)
+        ae.fit(x, times=times + shift, max_epochs=3, batch_size=10, seed=0, progress=False)
+        assert ae.model.dynamics.origin == float(times.min()) + shift
+        losses.append(ae.history_["train_loss"])
+    assert np.allclose(losses[0], losses[1], rtol=1e-4)

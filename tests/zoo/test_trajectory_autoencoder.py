@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -363,3 +365,29 @@ def test_errors_name_the_argument(call, words):
 def test_the_mixture_needs_a_fit():
     with pytest.raises(RuntimeError, match="fit"):
         scores().sample(2, times=[70.0], spatial="mixture")
+
+
+def test_one_subject_trains_and_has_no_mixture():
+    ae = scores()
+    data = patients(1)
+    ae.fit(data, max_epochs=1, seed=0, progress=False)
+    assert ae.spatial is None and ae.lines is None
+    assert torch.isfinite(ae.sample(3, times=[70.0, 72.0], seed=0)).all()
+    with pytest.raises(RuntimeError, match="mixture"):
+        ae.sample(3, times=[70.0], spatial="mixture")
+
+
+def test_subjects_without_visits_are_not_in_the_mixtures():
+    data = patients(40)
+    empty = replace(data, observed=torch.zeros_like(data.observed), pixel_mask=None)
+    x, observed, times = (
+        torch.cat([getattr(part, name) for part in (data, empty)]) for name in ("x", "observed", "times")
+    )
+    both = Sequences.of(x, observed, times=times)
+    ae, _ = trained("scores")
+    found = []
+    for part in (data, both):
+        ae._fit_mixtures(ae.sequences(part), seed=0)
+        found.append((ae.spatial.locs, ae.lines.locs))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other)
