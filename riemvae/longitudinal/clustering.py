@@ -131,7 +131,8 @@ def cluster_trajectories(
     def estimate(z: Tensor, log_weights: Tensor | None) -> Tensor:
         return responsibilities(chosen, z, log_weights)
 
-    found = _over_draws(model, guide, data, num_samples, estimate, weighted, batch_size, seed, progress)
+    how: dict[str, Any] = {"weighted": weighted, "batch_size": batch_size, "seed": seed, "progress": progress}
+    found = _over_draws(model, guide, data, num_samples, estimate, **how)
     of_subjects = found["value"]
     return TrajectoryClusters(of_subjects.argmax(-1), of_subjects)
 
@@ -171,31 +172,24 @@ def posterior_means(
         >>> posterior_means(model, guide, (x, observed)).shape
         torch.Size([7, 6])
     """
-    found = _means(model, guide, data, num_samples, weighted, batch_size, seed, progress)
-    return found["value"]
+    how: dict[str, Any] = {"weighted": weighted, "batch_size": batch_size, "seed": seed, "progress": progress}
+    return _means(model, guide, data, num_samples, **how)["value"]
 
 
 def _means(
-    model: Any,
-    guide: Callable[..., Any],
-    data: Any,
-    num_samples: int,
-    weighted: bool,
-    batch_size: int | None,
-    seed: int | None,
-    progress: bool,
+    model: Any, guide: Callable[..., Any], data: Any, num_samples: int, **how: Any
 ) -> dict[str, Tensor]:
     """Posterior means, and of which subjects anything is seen."""
 
     def estimate(z: Tensor, log_weights: Tensor | None) -> Tensor:
         return z.mean(0) if log_weights is None else weighted_sum(_normalised(log_weights), z)
 
-    return _over_draws(model, guide, data, num_samples, estimate, weighted, batch_size, seed, progress)
+    return _over_draws(model, guide, data, num_samples, estimate, **how)
 
 
-def _known_means(*args: Any) -> Tensor:
+def _known_means(*args: Any, **how: Any) -> Tensor:
     """The means of those of whom anything is seen: of the others they are the prior's, and no group."""
-    found = _means(*args)
+    found = _means(*args, **how)
     return found["value"][found["known"]]
 
 
@@ -259,8 +253,9 @@ def fit_mixture(
         >>> model.prior.locs.shape
         torch.Size([2, 6])
     """
+    how: dict[str, Any] = {"weighted": weighted, "batch_size": batch_size, "progress": progress}
     with forked(seed):
-        means = _known_means(model, guide, data, num_samples, weighted, batch_size, None, progress)
+        means = _known_means(model, guide, data, num_samples, **how)
         if groups is None:
             return best_mixture(means, num_components, num_starts, learn=learn, full=full)
     shares = responsibilities(groups, means)
@@ -317,8 +312,9 @@ def fit_motions(
         >>> cluster_trajectories(ae.model, ae.guide, x, 5, mixture=motions).labels.shape
         torch.Size([50])
     """
+    how: dict[str, Any] = {"weighted": weighted, "batch_size": batch_size, "progress": progress}
     with forked(seed):
-        means = _known_means(model, guide, data, num_samples, weighted, batch_size, None, progress)
+        means = _known_means(model, guide, data, num_samples, **how)
         return MotionMixture.of_latents(
             model,
             means,
@@ -338,8 +334,8 @@ def _over_draws(
     estimate: Callable[[Tensor, Tensor | None], Tensor],
     weighted: bool,
     batch_size: int | None,
-    seed: int | None,
     progress: bool,
+    seed: int | None = None,
 ) -> dict[str, Tensor]:
     """``estimate(z (S, B, k), log_weights (S, B) or None)`` of each subject, joined over batches: ``value``.
 
