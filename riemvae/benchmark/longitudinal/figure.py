@@ -49,8 +49,20 @@ def draw(settings: Settings, table: Sequence[Row], path: str | os.PathLike[str])
     lines = -(-count // columns)
     figure = Figure(figsize=(_WIDTH * columns, _PANEL * lines), layout="constrained")
     panels = iter(figure.subplots(lines, columns, squeeze=False).ravel())
+    handles: dict[str, Any] = {}
     for group in groups:
-        _against_share(next(panels), group, settings, table)
+        ax = next(panels)
+        _against_share(ax, group, settings, table)
+        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
+    if handles:  # one for all panels, under them: their lines leave no room
+        figure.legend(
+            [*handles.values()],
+            [*handles],
+            loc="outside lower center",
+            ncols=4,
+            frameon=False,
+            fontsize="small",
+        )
     for experiment, name in single:
         _by_model(
             next(panels),
@@ -83,6 +95,7 @@ def _against_share(ax: Any, group: str, settings: Settings, table: Sequence[Row]
                 errors.setdefault(MODELS[row.model].title, {})[experiment.share] = pair
     if errors:
         draw_imputation_error(errors, ax=ax)
+        ax.get_legend().remove()
     ax.set_title(group, fontsize="medium", loc="left")
 
 
