@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_choice, check_count, check_positive
+from riemvae._modes import in_evaluation_mode
 from riemvae._recipe import recipe
 from riemvae.geometry.metric import LocalMetric, Metric, inverse_and_log_det
 
@@ -197,7 +197,7 @@ class PullbackMetric(Metric):
         flat = self._checked(z).reshape(-1, d)
         basis = torch.eye(d, dtype=z.dtype, device=z.device)
         tensors = []
-        with _evaluating(self.decoder):
+        with in_evaluation_mode(self.decoder):
             for part in flat.split(self._part(flat)):
                 jacobian = self._rooted(part, basis).movedim(0, -1)  # (n, outputs, d)
                 tensors.append(jacobian.mT @ jacobian)
@@ -215,7 +215,7 @@ class PullbackMetric(Metric):
         """How many points bound the tangents held at once; one is decoded the first time, to know."""
         if self._num_outputs == 0 and len(z):
             one, basis = z[:1].detach(), torch.eye(self.latent_dim, dtype=z.dtype, device=z.device)
-            with torch.no_grad(), _evaluating(self.decoder):
+            with torch.no_grad(), in_evaluation_mode(self.decoder):
                 self._num_outputs = self._rooted(one, basis).shape[-1]
         return max(1, _TANGENT_ELEMENTS // (self.latent_dim * max(1, self._num_outputs)))
 
@@ -248,20 +248,6 @@ class PullbackMetric(Metric):
     def extra_repr(self) -> str:
         fisher = self.fisher if self.fisher is None or isinstance(self.fisher, str) else "given"
         return f"latent_dim={self.latent_dim}, fisher={fisher!r}, regularization={self.regularization}"
-
-
-@contextmanager
-def _evaluating(decoder: Any) -> Iterator[None]:
-    """The decoder in evaluation mode: batch statistics would tie the points to each other."""
-    modules = decoder.modules() if isinstance(decoder, nn.Module) else ()
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _width(decoder: Any) -> int:

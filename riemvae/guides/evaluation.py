@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from riemvae._modes import in_evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,6 @@ class Evaluation:
 
 
 _CURRENT: ContextVar[Evaluation | None] = ContextVar("riemvae_evaluation", default=None)
-
-
-@contextmanager
-def in_evaluation_mode(*functions: Any) -> Iterator[None]:
-    """Modules among them in evaluation mode; each part is afterwards as it was."""
-    parts = [part for fn in functions if isinstance(fn, nn.Module) for part in fn.modules()]
-    modes = [(part, part.training) for part in parts]
-    try:
-        for part in parts:
-            part.training = False
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count, check_positive
+from riemvae._modes import kept_modes
 from riemvae._recipe import recipe
 from riemvae.distributions import MomentumNormal
 from riemvae.geometry import (
@@ -418,18 +419,13 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
             n = len(chosen)
         scale = (batch_size or self._batch_size or n) / n
         build: Any = self._metric
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
         parts = []
-        try:
-            with torch.no_grad(), poutine.block():
-                for rows in torch.arange(n).split(chunk_size):
-                    chunk = [rows_of(a, rows, n) for a in args]
-                    posterior = self.encoder_distribution(*chunk)
-                    parts.append(build(chunk[0], posterior if self._takes_posterior else posterior.mean))
-        finally:
-            for module, training in modes:
-                module.training = training
+        with kept_modes(self), torch.no_grad(), poutine.block():
+            self.eval()
+            for rows in torch.arange(n).split(chunk_size):
+                chunk = [rows_of(a, rows, n) for a in args]
+                posterior = self.encoder_distribution(*chunk)
+                parts.append(build(chunk[0], posterior if self._takes_posterior else posterior.mean))
         self._frozen_metric = _joined(parts, scale)
         return self._frozen_metric
 

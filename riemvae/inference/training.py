@@ -28,6 +28,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error
+from riemvae._modes import kept_modes
 from riemvae.inference.batches import ArrayBatches, LoaderBatches, batch_call, batch_length, batch_parts
 
 CHECKPOINT_FORMAT = "riemvae training"
@@ -717,17 +718,6 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
                 if buffer.shape == value.shape:
                     buffer.copy_(value)
                 buffers[key] = buffer
-
-
-@contextlib.contextmanager
-def kept_modes(module: nn.Module) -> Iterator[None]:
-    """Each submodule is in training or evaluation mode afterwards as it was before."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 @contextlib.contextmanager

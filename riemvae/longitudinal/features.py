@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count
+from riemvae._modes import in_evaluation_mode
 from riemvae._recipe import recipe
 from riemvae.guides.amortized import as_posterior, required_arguments
 from riemvae.longitudinal.masks import seen
@@ -57,18 +58,12 @@ def encode_features(
         masks = torch.ones_like(rows, dtype=torch.bool)
         if data.pixel_mask is not None:
             masks = data.pixel_mask[data.observed]
-    modes = [(m, m.training) for m in encoder.modules()] if isinstance(encoder, nn.Module) else []
-    try:
-        for module, _ in modes:
-            module.training = False
-        means = []
+    means = []
+    with in_evaluation_mode(encoder):
         for start in range(0, len(rows), chunk_size):
             part = slice(start, start + chunk_size)
             result = encoder(rows[part]) if masks is None else encoder(rows[part], masks[part])
             means.append(as_posterior(result).mean)
-    finally:
-        for module, mode in modes:
-            module.training = mode
     codes = torch.cat(means)
     return codes.new_zeros(*data.observed.shape, codes.shape[-1]).masked_scatter(
         data.observed.unsqueeze(-1), codes

@@ -10,6 +10,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count, check_last_dim
+from riemvae._modes import in_evaluation_mode
 from riemvae._recipe import recipe
 from riemvae.flows import sampling_transform
 from riemvae.flows.flow import moved
@@ -133,13 +134,9 @@ def _is_bijection(part: Any, latent_dim: int) -> bool:
     if not isinstance(part, TransformModule):
         return bool(transform.bijective)
     like = next(part.parameters(), torch.empty(0))
-    training = part.training
     try:
-        part.eval()  # a normalisation of batches then keeps its statistics
-        with torch.no_grad():
+        with in_evaluation_mode(part), torch.no_grad():  # a normalisation of batches keeps its statistics
             transform.inv(like.new_zeros(2, latent_dim))
     except (KeyError, NotImplementedError):
         return False
-    finally:
-        part.train(training)
     return bool(transform.bijective)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error
+from riemvae._modes import kept_modes
 from riemvae.guides import GaussianGuide
 from riemvae.inference.elbo import ELBO
 from riemvae.inference.fit import Fit, fit
@@ -99,13 +100,11 @@ class _Held(nn.Module):
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Without gradients of its parameters; flags and modes as before afterwards."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    modes = [(part, part.training) for part in model.modules()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for part, mode in modes:
-            part.training = mode
+    with kept_modes(model):
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_count
+from riemvae._modes import in_evaluation_mode
 from riemvae._seeding import forked
-from riemvae.guides.evaluation import in_evaluation_mode
 from riemvae.inference.weights import DEFAULT_CHUNK, placement
 from riemvae.longitudinal.model import LongitudinalVAE
 

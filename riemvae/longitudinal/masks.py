@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from riemvae._checks import argument_error
+from riemvae._masks import check_mask, visits_seen
 
 
 class Seen(NamedTuple):
@@ -60,15 +61,15 @@ def seen(
     if observed is None:
         observed = torch.ones(visits, dtype=torch.bool, device=x.device)
     else:
-        _check_mask("observed", observed, visits)
+        check_mask("observed", observed, visits)
         x = torch.where(observed.reshape(*visits, *(1,) * (x.dim() - 2)), x, x.new_zeros(()))
     if pixel_mask is not None:
-        _check_mask("pixel_mask", pixel_mask, x.shape)
+        check_mask("pixel_mask", pixel_mask, x.shape)
         if bool(pixel_mask.all()):
             pixel_mask = None  # the same to the last bit as no mask
         else:
             x = torch.where(pixel_mask, x, x.new_zeros(()))
-            observed = observed & pixel_mask.flatten(2).any(2)
+            observed = visits_seen(observed, pixel_mask)
     if times is not None:
         if times.shape != visits:
             raise argument_error("times", f"(B, T) = {tuple(visits)}, one for each visit", times)
@@ -80,12 +81,3 @@ def seen(
         everyone = finite.sum() / count.sum().clamp_min(1)
         times = torch.where(observed, times, torch.where(count > 0, mean, everyone))
     return Seen(x, observed, pixel_mask, times)
-
-
-def _check_mask(name: str, mask: Tensor, shape: torch.Size) -> None:
-    if mask.dtype != torch.bool:
-        raise argument_error(
-            name, "a boolean mask, True where seen", f"dtype {mask.dtype}", "use mask.bool()"
-        )
-    if mask.shape != shape:
-        raise argument_error(name, f"shape {tuple(shape)}, as the data", f"shape {tuple(mask.shape)}")

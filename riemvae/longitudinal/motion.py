@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count
-from riemvae.guides.evaluation import in_evaluation_mode
+from riemvae._modes import in_evaluation_mode
 from riemvae.priors import MixturePrior
 
 

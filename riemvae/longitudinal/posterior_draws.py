@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_choice, check_count, check_positive
-from riemvae.guides.evaluation import in_evaluation_mode
 from riemvae.inference.annealing import systematic
 from riemvae.inference.estimation import for_each_batch
 from riemvae.inference.weights import DEFAULT_CHUNK, weighted_sum
@@ -269,17 +268,16 @@ def for_each_subject(
         batch = SubjectBatch(model, guide, named(args, kwargs), shared, pairs)
         return {name: value if home is None else value.to(home) for name, value in estimate(batch).items()}
 
-    with in_evaluation_mode(model, guide):
-        return for_each_batch(
-            model,
-            guide,
-            data,
-            of_batch,
-            batch_size=max(1, pairs // options.width),
-            seed=seed,
-            progress=progress,
-            description=options.method,
-        )
+    return for_each_batch(
+        model,
+        guide,
+        data,
+        of_batch,
+        batch_size=max(1, pairs // options.width),
+        seed=seed,
+        progress=progress,
+        description=options.method,
+    )
 
 
 def draws_of(batch: SubjectBatch, options: DrawOptions) -> LatentDraws:

@@ -148,13 +148,7 @@ class SubjectBatch:
         Raises:
             ValueError: A guide that has no anchors.
         """
-        if not isinstance(self.guide, AnchoredGuide):
-            raise argument_error(
-                "method",
-                "'importance', 'guide', 'map' or 'hmc' for a guide of whole sequences",
-                f"one that needs the anchors of an AnchoredGuide, which {type(self.guide).__name__} lacks",
-            )
-        return self.guide.visit_posterior(self.data)
+        return anchored(self.guide).visit_posterior(self.data)
 
     def prior_draws(self, num: int) -> Tensor:
         """``(num, B, k)``."""
@@ -232,6 +226,22 @@ class SubjectBatch:
             return values
         event = (1,) * (self.data.x.dim() - 2)
         return torch.where(self.undated.reshape(*self.undated.shape, *event), torch.nan, values)
+
+
+def anchored(guide: Any) -> AnchoredGuide:
+    """A guide that has anchors.
+
+    Raises:
+        ValueError: One that has none.
+    """
+    if not isinstance(guide, AnchoredGuide):
+        raise argument_error(
+            "method",
+            "'importance', 'guide', 'map' or 'hmc' for a guide of whole sequences",
+            f"'naive' or 'best', whose anchors {type(guide).__name__} lacks",
+            "AnchoredGuide has them",
+        )
+    return guide
 
 
 def arguments(data: Any) -> Any:

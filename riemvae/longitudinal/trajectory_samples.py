@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from riemvae._checks import argument_error, check_count
+from riemvae._modes import in_evaluation_mode
 from riemvae._seeding import forked
-from riemvae.guides.evaluation import in_evaluation_mode
 from riemvae.longitudinal.counterfactual import as_like
 from riemvae.longitudinal.linear_trajectory import LinearTrajectory
 from riemvae.longitudinal.model import LongitudinalVAE

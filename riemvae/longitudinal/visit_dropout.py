@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error
+from riemvae._masks import visits_seen
 from riemvae._recipe import recipe
 
 
@@ -120,8 +121,6 @@ class VisitDropout(pyro.infer.ELBO):
         x, observed = bound.arguments["x"], bound.arguments.get("observed")
         if observed is None:
             observed = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        pixel_mask = bound.arguments.get("pixel_mask")
-        if pixel_mask is not None:  # a visit of which no pixel is seen is none that could be kept
-            observed = observed & pixel_mask.flatten(2).any(2)
-        bound.arguments["observed"] = self.thin(observed)
+        # A visit of which no pixel is seen is none that could be kept.
+        bound.arguments["observed"] = self.thin(visits_seen(observed, bound.arguments.get("pixel_mask")))
         return bound.args, bound.kwargs

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count
+from riemvae._masks import check_mask, visits_seen
 from riemvae.networks.layers import feature_module
 
 
@@ -100,11 +101,11 @@ class SequenceEncoder(nn.Module):
         visits = x.shape[:2]
         if observed is None:
             observed = torch.ones(visits, dtype=torch.bool, device=x.device)
-        _check_mask("observed", observed, visits)
+        check_mask("observed", observed, visits)
         mask = None
         if pixel_mask is not None:
-            _check_mask("pixel_mask", pixel_mask, x.shape)
-            observed = observed & pixel_mask.flatten(2).any(2)
+            check_mask("pixel_mask", pixel_mask, x.shape)
+            observed = visits_seen(observed, pixel_mask)
             mask = pixel_mask[observed]
         seen = x[observed]
         if mask is not None:
@@ -160,12 +161,3 @@ def _takes_mask(features: nn.Module) -> bool:
     if len(positional) < 2:
         return False
     return positional[1].default is inspect.Parameter.empty or positional[1].name in ("mask", "pixel_mask")
-
-
-def _check_mask(name: str, mask: Tensor, shape: torch.Size) -> None:
-    if mask.dtype != torch.bool:
-        raise argument_error(
-            name, "a boolean mask, True where seen", f"dtype {mask.dtype}", "use mask.bool()"
-        )
-    if mask.shape != shape:
-        raise argument_error(name, f"shape {tuple(shape)}, as the data", f"shape {tuple(mask.shape)}")

@@ -21,6 +21,7 @@ from riemvae.longitudinal import AnchoredGuide, FlowChain, LongitudinalVAE, Time
 from riemvae.longitudinal.generation import generate
 from riemvae.longitudinal.imputation import Imputation, impute
 from riemvae.longitudinal.posterior_draws import METHODS, LatentDraws, draw_posterior
+from riemvae.longitudinal.subject_batch import anchored
 from riemvae.zoo.trained import Trained
 
 # Of all epochs, at most this share are spent on the warm-up.
@@ -338,12 +339,8 @@ class SequenceAutoencoder(Trained):
             ValueError: An unknown one; ``"naive"`` or ``"best"`` where the guide has no anchors.
         """
         check_choice("method", method, METHODS)
-        if method in ("naive", "best") and not isinstance(self.guide, AnchoredGuide):
-            raise argument_error(
-                "method",
-                "'importance', 'guide', 'map' or 'hmc' for a guide of whole sequences",
-                f"{method!r}, which needs the anchors of an AnchoredGuide",
-            )
+        if method in ("naive", "best"):
+            anchored(self.guide)
 
     @torch.no_grad()
     def encode(self, x: Any, observed: Any = None, **options: Any) -> Tensor:
