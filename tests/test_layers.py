@@ -15,7 +15,7 @@ PACKAGE = Path(riemvae.__file__).parent
 # From the top: a room imports from the rows above its own, and from its own row unless the row is split. What
 # the rooms of a row import from each other must not close a circle.
 ROWS = [
-    ("_atomic", "_checks", "_recipe", "_seeding", "_tasks"),
+    ("_atomic", "_checks", "_masks", "_modes", "_recipe", "_seeding", "_tasks"),
     ("geometry",),
     ("distributions",),
     ("flows",),
