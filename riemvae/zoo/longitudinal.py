@@ -20,6 +20,8 @@ from riemvae.zoo.sequence_bricks import (
 )
 from riemvae.zoo.sequences import SequenceAutoencoder
 
+_WARMUP = 10  # epochs on single visits, of models with anchors: section 6.7.3
+
 
 def lvae(
     bricks: SequenceBricks,
@@ -33,7 +35,7 @@ def lvae(
     inference: str = "anchor",
     components: int = 500,
     length_averaged: bool = False,
-    warmup: int = 10,
+    warmup: int | None = None,
     max_log_scale: float | None = None,
 ) -> SequenceAutoencoder:
     """The longitudinal VAE: numbered visits linked by normalizing flows.
@@ -46,7 +48,9 @@ def lvae(
     ``"recurrent"``, a posterior by a network of all observed visits. ``length_averaged`` divides the
     reconstruction by the number of visits as published: no bound, for comparison only. ``max_log_scale``
     bounds the log scales of affine flows; None is 1 for a posterior of all visits, which starts with running
-    all flows on latents that nothing ties to the later visits, and zuko's own with anchors.
+    all flows on latents that nothing ties to the later visits, and zuko's own with anchors. ``warmup`` epochs
+    train encoder and decoder on single visits first; None is 10 with anchors and 0 with networks of all
+    visits.
 
     Source: Chadebec (thesis), chapter 6: algorithm 6, section 6.7.3.
     """
@@ -82,8 +86,14 @@ def lvae(
         guide,
         bricks.input_shape,
         LengthAveraged() if length_averaged else None,
-        warmup=warmup,
+        warmup=_warmup_epochs(warmup, inference),
     )
+
+
+def _warmup_epochs(warmup: int | None, inference: str) -> int:
+    if warmup is None:
+        return _WARMUP if inference in ANCHORED else 0
+    return warmup
 
 
 def continuous_lvae(
@@ -99,7 +109,7 @@ def continuous_lvae(
     reference_time: float | None = None,
     inference: str = "mixture",
     components: int = 500,
-    warmup: int = 10,
+    warmup: int | None = None,
 ) -> SequenceAutoencoder:
     """The longitudinal VAE in continuous time: ``u ~ p(u)``, ``z_t = T(u; t, c)``, at any times.
 
@@ -107,7 +117,7 @@ def continuous_lvae(
     ``"ode"``, a continuous normalizing flow. ``covariates`` is the number of a subject's covariates;
     ``reference_time`` the time at which ``u`` is the visit's latent itself (of an ``"ode"`` the earliest
     training time where it is None). ``inference`` is that of
-    :func:`lvae`, with ``"mixture"`` as the default.
+    :func:`lvae`, with ``"mixture"`` as the default, as is ``warmup``.
 
     Source: the question that Chadebec (thesis), section 6.6 leaves open; Papamakarios et al. (2021) on
     conditional flows, Chen et al. (2018) on continuous ones.
@@ -127,4 +137,4 @@ def continuous_lvae(
         change = OdeFlow(field, bricks.latent_dim, reference_time)
     model = LongitudinalVAE(bricks.decoder, change, visit_prior(prior, bricks, components), bricks.likelihood)
     guide = sequence_guide(inference, model, bricks, posterior, covariates)
-    return SequenceAutoencoder(model, guide, bricks.input_shape, warmup=warmup)
+    return SequenceAutoencoder(model, guide, bricks.input_shape, warmup=_warmup_epochs(warmup, inference))

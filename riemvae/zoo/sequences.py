@@ -15,13 +15,15 @@ from riemvae._recipe import recipe
 from riemvae._seeding import forked
 from riemvae.data import Preprocessing
 from riemvae.data.sequences import Sequences
-from riemvae.inference import LogLikelihood, fit, log_likelihood
+from riemvae.guides import GaussianGuide
+from riemvae.inference import ELBO, LogLikelihood, fit, log_likelihood
 from riemvae.inference.fit import Fit
 from riemvae.longitudinal import AnchoredGuide, FlowChain, LongitudinalVAE, TimeFeatures
 from riemvae.longitudinal.generation import generate
 from riemvae.longitudinal.imputation import Imputation, impute
 from riemvae.longitudinal.posterior_draws import METHODS, LatentDraws, draw_posterior
 from riemvae.longitudinal.subject_batch import anchored
+from riemvae.networks.sequence import SequenceEncoder
 from riemvae.zoo.trained import Trained
 
 # Of all epochs, at most this share are spent on the warm-up.
@@ -46,8 +48,9 @@ class SequenceAutoencoder(Trained):
         objective: What ``fit`` maximises; None is the evidence lower bound of the whole sequence.
         preprocessing: None: found at the first ``fit`` and kept.
         warmup: Epochs of training in which encoder and decoder are those of a plain VAE of single visits, so
-            that the flows start from a latent space that means something. For an anchored guide only; never
-            more than a fifth of all epochs.
+            that the flows start from a latent space that means something. For anchored guides and encoders
+            of all visits, which then see one at a time; never more than a fifth of all epochs. Its weight
+            ``β`` of the Kullback-Leibler divergence is the one that the objective starts with.
         times_known: Whether the dynamics has its unit of time, which the first ``fit`` takes from the data.
 
     Example:
@@ -219,7 +222,20 @@ class SequenceAutoencoder(Trained):
 
     def _warmup_epochs(self, max_epochs: int, warmup: int | None) -> int:
         warmup = self.warmup if warmup is None else check_count("warmup", warmup, minimum=0)
-        return min(warmup, int(_WARMUP_SHARE * max_epochs)) if isinstance(self.guide, AnchoredGuide) else 0
+        return min(warmup, int(_WARMUP_SHARE * max_epochs)) if self._can_warm_up else 0
+
+    @property
+    def _can_warm_up(self) -> bool:
+        """Whether the guide has a posterior of a sequence of one visit, in the decoder's latent space."""
+        if isinstance(self.guide, AnchoredGuide):
+            return True
+        encoder = getattr(self.guide, "encoder", None)
+        return isinstance(encoder, SequenceEncoder) and encoder.latent_dim == self.model.latent_dim
+
+    def _warmup_objective(self) -> ELBO:
+        """The bound with the weight that the objective's schedule starts with."""
+        beta = self.objective.beta if isinstance(self.objective, ELBO) else 1.0
+        return ELBO(beta=beta(0) if callable(beta) else beta)
 
     def _warm_up(self, data: Sequences, epochs: int, options: dict[str, Any]) -> None:
         """Trains encoder and decoder on single visits: the same model with one visit a sequence."""
@@ -230,7 +246,12 @@ class SequenceAutoencoder(Trained):
             self.model.prior,
             self.model.likelihood,
         )
-        single_guide = AnchoredGuide(single, guide.encoder, guide.flow, context=guide.context)
+        visits = single_visits(data)
+        if isinstance(guide, AnchoredGuide):
+            single_guide: Any = AnchoredGuide(single, guide.encoder, guide.flow, context=guide.context)
+        else:
+            single_guide = GaussianGuide(single, guide.encoder, latent=single.site)
+            visits |= self._visit_conditions(data)
         kept = ("learning_rate", "optimizer", "gradient_clip", "seed", "accelerator", "devices", "progress")
         chosen = {key: options[key] for key in kept if key in options}
         size = options.get("batch_size")
@@ -239,12 +260,22 @@ class SequenceAutoencoder(Trained):
         self.warmup_fit_ = fit(
             single,
             single_guide,
-            single_visits(data),
+            visits,
+            self._warmup_objective(),
             max_epochs=epochs,
             batch_size=size,
             restore_best=False,
             **chosen,
         )
+
+    def _visit_conditions(self, data: Sequences) -> dict[str, Tensor]:
+        """Times and covariates of single visits, for an encoder that takes them."""
+        found = {}
+        if data.times is not None and self.num_visits is None:
+            found["times"] = data.times[data.observed].unsqueeze(1)
+        if data.covariates is not None and self.guide.encoder.covariates:
+            found["covariates"] = data.covariates[data.observed.nonzero(as_tuple=True)[0]]
+        return found
 
     # -- likelihood ----------------------------------------------------------------------------------------
 

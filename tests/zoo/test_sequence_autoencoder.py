@@ -11,6 +11,7 @@ from torch import nn
 import riemvae as rv
 from riemvae.data import Sequences
 from riemvae.data.generators import starmen
+from riemvae.inference import Linear
 
 
 class VisitEncoder(nn.Module):
@@ -114,6 +115,73 @@ def test_training_lowers_the_bound_and_warms_up_first():
     assert len(ae.history_) == 17
     losses = ae.history_["train_loss"]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("inference", ["set", "experts", "recurrent"])
+@pytest.mark.parametrize("recipe", ["lvae", "continuous_lvae"])
+def test_an_encoder_of_all_visits_warms_up_on_one_at_a_time(recipe, inference):
+    numbered = recipe == "lvae"
+    options = {"num_visits": 3} if numbered else {"covariates": 1}
+    ae = rv.zoo.build(
+        recipe, (6,), latent_dim=2, hidden=(8,), inference=inference, warmup=2, seed=0, **options
+    )
+    g = torch.Generator().manual_seed(0)
+    data = Sequences.of(
+        toy(10),
+        torch.rand(10, 3, generator=g) > 0.3,
+        times=torch.rand(10, 3, generator=g).sort(1).values,
+        covariates=torch.randn(10, 1, generator=g),
+    )
+    calls = []
+
+    def keep(module, args, kwargs):
+        names = ("x", "observed", "pixel_mask", "times", "covariates")
+        calls.append(dict(zip(names, args, strict=False)) | kwargs)
+
+    ae.guide.encoder.register_forward_pre_hook(keep, with_kwargs=True)
+    ae.fit(data, max_epochs=10, batch_size=100, seed=0, progress=False)
+    assert len(ae.warmup_fit_.history) == 2
+    assert len(ae.history_) == 8
+    first, last = calls[0], calls[-1]
+    count = int(data.observed.sum())
+    assert first["x"].shape == (count, 1, 6)
+    assert last["x"].shape == (10, 3, 6)
+    if not numbered:
+        pairs = torch.cat([first["times"], first["covariates"]], 1)
+        expected = torch.stack([data.times, data.covariates.expand(-1, 3)], -1)[data.observed]
+        assert {tuple(row) for row in pairs.tolist()} == {tuple(row) for row in expected.tolist()}
+
+
+def test_an_encoder_of_all_visits_warms_up_when_asked_only():
+    ae = rv.zoo.build("lvae", (6,), num_visits=3, latent_dim=2, hidden=(8,), inference="set", seed=0)
+    ae.fit(toy(10), max_epochs=10, seed=0, progress=False)
+    assert ae.warmup_fit_ is None
+    ae.fit(toy(10), max_epochs=5, warmup=1, seed=0, progress=False)
+    assert len(ae.warmup_fit_.history) == 1
+
+
+@pytest.mark.parametrize("inference", ["anchor", "set"])
+def test_the_warm_up_has_the_weight_that_the_objective_starts_with(inference):
+    def first_loss(objective):
+        ae = rv.zoo.build(
+            "lvae",
+            (6,),
+            num_visits=3,
+            latent_dim=2,
+            hidden=(8,),
+            inference=inference,
+            warmup=1,
+            objective=objective,
+            seed=0,
+        )
+        ae.fit(toy(10), max_epochs=5, batch_size=10, learning_rate=1e-9, seed=0, progress=False)
+        return ae.warmup_fit_.history["train_loss"][0]
+
+    plain = first_loss(None)
+    none, half, one = (first_loss(rv.ELBO(beta=Linear(b, 1.0, 3))) for b in (0.0, 0.5, 1.0))
+    assert one == pytest.approx(plain, rel=1e-6)
+    assert abs(one - none) > 1e-3
+    assert half == pytest.approx((none + one) / 2, rel=1e-5)
 
 
 def test_bytes_are_images_and_come_back_as_such():

@@ -122,7 +122,7 @@ def _digits(data: Data, path: str | os.PathLike[str] | None) -> Material:
         if data.name == "rotmnist":
             made = rotated_digits(x, data.num_visits, 360.0 / data.num_visits)
         else:  # as bytes, a quarter of the memory
-            made = color_digits(x, data.num_visits, seed=DATA_SEED + number, dtype=torch.uint8)
+            made = color_digits(x, data.num_visits, "first", seed=DATA_SEED + number, dtype=torch.uint8)
         parts.append(with_times(made))
     seen = _published_visits(path, parts[2].observed) if data.name == "rotmnist" else None
     if seen is None:

@@ -11,6 +11,7 @@ from riemvae import zoo
 from riemvae._seeding import forked
 from riemvae.benchmark.longitudinal.bins import NearestBins
 from riemvae.guides import GaussianGuide
+from riemvae.inference import ELBO, Linear
 from riemvae.likelihoods import Gaussian
 from riemvae.longitudinal import AnchoredGuide, LongitudinalVAE
 from riemvae.longitudinal.linear_trajectory import LinearTrajectory, TrajectoryEncoder, trajectory_prior
@@ -26,7 +27,8 @@ class Model(NamedTuple):
     Attributes:
         title: In tables.
         recipe: Of the zoo.
-        options: Of the recipe.
+        options: Of the recipe; ``annealing`` is start, end and epochs of the weight of the Kullback-Leibler
+            divergence, whose start is that of the warm-up too.
         timed: Whether it is a function of time rather than of numbered visits.
         scale: Of the likelihood, in place of the experiment's.
         kind: ``""``, ``"bins"`` (numbered visits at the nearest of even times) or ``"line"`` (chapter 5).
@@ -73,7 +75,21 @@ MODELS: dict[str, Model] = {
         timed=True,
         cost=1.3,
     ),
+    "continuous_annealed": Model(
+        "LVAE in continuous time, set encoder, annealed",
+        "continuous_lvae",
+        {
+            "inference": "set",
+            "flow_transforms": 6,
+            "flow_hidden": (256, 256),
+            "warmup": 5,
+            "annealing": (0.1, 1.0, 10),
+        },
+        timed=True,
+        cost=1.5,
+    ),
     "visit_vae": Model("VAE of visits", "visit_vae", {}),
+    "visit_vae_annealed": Model("VAE of visits, annealed", "visit_vae", {"annealing": (0.1, 1.0, 10)}),
     "visit_vamp": Model("VAE of visits + VampPrior", "visit_vae", {"prior": "vamp"}, cost=1.3),
     "gp_vae_rbf": Model("GP-VAE, RBF", "gp_vae", {"kernel": "rbf"}, cost=1.1),
     "gp_vae_cauchy": Model("GP-VAE, Cauchy", "gp_vae", {"kernel": "cauchy"}, cost=1.1),
@@ -106,6 +122,8 @@ def build(
     options = dict(model.options)
     if options.get("prior") == "vamp":
         options["components"] = experiment.components
+    if "annealing" in options:
+        options["objective"] = ELBO(beta=Linear(*options.pop("annealing")))
     if model.recipe in ("topographic_vae", "bubble_vae"):
         options["cyclic"] = experiment.data.cyclic
     visits = None if model.timed else num_visits
