@@ -16,7 +16,7 @@ from riemvae._seeding import forked
 from riemvae.data import Preprocessing
 from riemvae.data.sequences import Sequences
 from riemvae.guides import GaussianGuide
-from riemvae.inference import ELBO, LogLikelihood, fit, log_likelihood
+from riemvae.inference import ELBO, LogLikelihood, Schedule, fit, log_likelihood
 from riemvae.inference.fit import Fit
 from riemvae.longitudinal import AnchoredGuide, FlowChain, LongitudinalVAE, TimeFeatures
 from riemvae.longitudinal.generation import generate
@@ -234,8 +234,10 @@ class SequenceAutoencoder(Trained):
 
     def _warmup_objective(self) -> ELBO:
         """The bound with the weight that the objective's schedule starts with."""
-        beta = self.objective.beta if isinstance(self.objective, ELBO) else 1.0
-        return ELBO(beta=beta(0) if callable(beta) else beta)
+        objective = self.objective
+        if not isinstance(objective, ELBO) or objective.capacity is not None:
+            return ELBO()
+        return ELBO(beta=objective.beta(0) if isinstance(objective.beta, Schedule) else objective.beta)
 
     def _warm_up(self, data: Sequences, epochs: int, options: dict[str, Any]) -> None:
         """Trains encoder and decoder on single visits: the same model with one visit a sequence."""

@@ -460,14 +460,14 @@ PRESETS: dict[str, Settings] = {
         experiments=(
             Experiment(
                 name="colormnist_cpu",
-                title="colorMNIST, 6,000 training sequences, 60 epochs, 1,000 test sequences",
-                data=Data("colormnist", (6_000, 1_000, 1_000), 28, 12),
+                title="colorMNIST, 24,000 training sequences, 16 epochs, 1,000 test sequences",
+                data=Data("colormnist", (24_000, 1_000, 1_000), 28, 12),
                 models=("lvae", "lvae_mixture", "visit_vae", *_ANNEALED),
                 ours="continuous_annealed",
                 measures=("likelihood",),
-                epochs=60,
+                epochs=16,
                 batch_size=16,
-                milestones=(30, 40, 50),
+                milestones=(9, 12, 14),
             ),
         ),
         seeds=(0,),
