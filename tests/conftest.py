@@ -1,12 +1,23 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib
 
 import pyro
 import pytest
 import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts():
+    """A run in the background of a shell ignores Ctrl-C; tests that send one need Python's own answer."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
