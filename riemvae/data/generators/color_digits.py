@@ -119,7 +119,7 @@ def color_mnist(
     Args:
         path: MNIST as an ``.npz`` (see `load_digit_images`).
         num_visits: ``T``.
-        start: See `color_digits`; the thesis's sequences start at the first state (its text: turquoise).
+        start: See `color_digits`; we read the thesis as "first" ("a starting turquoise 6").
         seed: Of the draws; the parts have draws of their own.
         dtype: Of the pixels.
 
