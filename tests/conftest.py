@@ -11,13 +11,10 @@ import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
-def interrupts():
+def interrupts() -> None:
     """A run in the background of a shell ignores Ctrl-C; tests that send one need Python's own answer."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count, check_positive
-from riemvae._modes import kept_modes
+from riemvae._modes import in_evaluation_mode
 from riemvae._recipe import recipe
 from riemvae.distributions import MomentumNormal
 from riemvae.geometry import (
@@ -420,8 +420,7 @@ class RiemannianHamiltonianGuide(HamiltonianGuide):
         scale = (batch_size or self._batch_size or n) / n
         build: Any = self._metric
         parts = []
-        with kept_modes(self), torch.no_grad(), poutine.block():
-            self.eval()
+        with in_evaluation_mode(self), torch.no_grad(), poutine.block():
             for rows in torch.arange(n).split(chunk_size):
                 chunk = [rows_of(a, rows, n) for a in args]
                 posterior = self.encoder_distribution(*chunk)

@@ -28,7 +28,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error
-from riemvae._modes import kept_modes
+from riemvae._modes import in_evaluation_mode, kept_modes
 from riemvae.inference.batches import ArrayBatches, LoaderBatches, batch_call, batch_length, batch_parts
 
 CHECKPOINT_FORMAT = "riemvae training"
@@ -316,7 +316,7 @@ class Training(pl.LightningModule):
         total, count = 0.0, 0.0
         # One and the same loss at each epoch, whatever its schedules say by then.
         at_end = getattr(self.objective, "at_end", contextlib.nullcontext)
-        with evaluation_mode(self), forked_rng(self.val_seed), torch.no_grad(), at_end():
+        with in_evaluation_mode(self), forked_rng(self.val_seed), torch.no_grad(), at_end():
             for i, batch in enumerate(self._val_batches or ()):
                 if i % world_size == rank:
                     batch = self.transfer_batch_to_device(batch, self.device, 0)
@@ -718,14 +718,6 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
                 if buffer.shape == value.shape:
                     buffer.copy_(value)
                 buffers[key] = buffer
-
-
-@contextlib.contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """All submodules in evaluation mode."""
-    with kept_modes(module):
-        module.eval()
-        yield
 
 
 @contextlib.contextmanager

@@ -460,7 +460,7 @@ PRESETS: dict[str, Settings] = {
         experiments=(
             Experiment(
                 name="colormnist_cpu",
-                title="colorMNIST, 24,000 training sequences, 16 epochs, 1,000 test sequences",
+                title="colorMNIST, 24,000 sequences, 16 epochs",
                 data=Data("colormnist", (24_000, 1_000, 1_000), 28, 12),
                 models=("lvae", "lvae_mixture", "visit_vae", *_ANNEALED),
                 ours="continuous_annealed",
