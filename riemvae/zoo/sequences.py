@@ -248,12 +248,12 @@ class SequenceAutoencoder(Trained):
             self.model.prior,
             self.model.likelihood,
         )
-        visits = single_visits(data)
         if isinstance(guide, AnchoredGuide):
             single_guide: Any = AnchoredGuide(single, guide.encoder, guide.flow, context=guide.context)
+            visits = single_visits(data)
         else:
             single_guide = GaussianGuide(single, guide.encoder, latent=single.site)
-            visits |= self._visit_conditions(data)
+            visits = single_visits(data, self.num_visits is None, guide.encoder.covariates > 0)
         kept = ("learning_rate", "optimizer", "gradient_clip", "seed", "accelerator", "devices", "progress")
         chosen = {key: options[key] for key in kept if key in options}
         size = options.get("batch_size")
@@ -269,15 +269,6 @@ class SequenceAutoencoder(Trained):
             restore_best=False,
             **chosen,
         )
-
-    def _visit_conditions(self, data: Sequences) -> dict[str, Tensor]:
-        """Times and covariates of single visits, for an encoder that takes them."""
-        found = {}
-        if data.times is not None and self.num_visits is None:
-            found["times"] = data.times[data.observed].unsqueeze(1)
-        if data.covariates is not None and self.guide.encoder.covariates:
-            found["covariates"] = data.covariates[data.observed.nonzero(as_tuple=True)[0]]
-        return found
 
     # -- likelihood ----------------------------------------------------------------------------------------
 
@@ -467,9 +458,19 @@ class SequenceAutoencoder(Trained):
         return tensor.expand(n, -1) if tensor.dim() == 1 else tensor
 
 
-def single_visits(data: Sequences) -> dict[str, Tensor]:
-    """Every observed visit as a sequence of one: arguments of a model with ``T = 1``."""
+def single_visits(data: Sequences, times: bool = False, covariates: bool = False) -> dict[str, Tensor]:
+    """Every observed visit as a sequence of one: arguments of a model with ``T = 1``.
+
+    Args:
+        data: Sequences.
+        times: Whether with its time, where the data have times.
+        covariates: Whether with its subject's covariates, where the data have any.
+    """
     visits = {"x": data.x[data.observed].unsqueeze(1)}
     if data.pixel_mask is not None:
         visits["pixel_mask"] = data.pixel_mask[data.observed].unsqueeze(1)
+    if times and data.times is not None:
+        visits["times"] = data.times[data.observed].unsqueeze(1)
+    if covariates and data.covariates is not None:
+        visits["covariates"] = data.covariates[data.observed.nonzero(as_tuple=True)[0]]
     return visits

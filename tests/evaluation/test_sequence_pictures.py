@@ -329,6 +329,11 @@ def test_errors_have_a_line_and_intervals_a_method():
     named = draw_imputation_error({"a": {"visits": 0.1, "pixels": 0.2}, "b": {"pixels": 0.3}})
     assert [label.get_text() for label in named.get_xticklabels()] == ["visits", "pixels"]
     np.testing.assert_allclose(named.containers[1][0].get_xdata(), [1.0], atol=0.05)
+    bare = draw_imputation_error({"a": {0.3: 0.1}, "b": {0.3: 0.2}}, legend=False)
+    assert bare.get_legend() is None and named.get_legend() is not None
+    a, b = (container[0].get_xdata()[0] for container in bare.containers)
+    left, right = bare.get_xlim()
+    assert 0 < b - a < 0.1 * (right - left)  # side by side over their one share
 
 
 def test_score_intervals(tmp_path):

@@ -94,8 +94,7 @@ def _against_share(ax: Any, group: str, settings: Settings, table: Sequence[Row]
             if pair is not None:
                 errors.setdefault(MODELS[row.model].title, {})[experiment.share] = pair
     if errors:
-        draw_imputation_error(errors, ax=ax)
-        ax.get_legend().remove()
+        draw_imputation_error(errors, legend=False, ax=ax)
     ax.set_title(group, fontsize="medium", loc="left")
 
 

@@ -477,15 +477,7 @@ PRESETS: dict[str, Settings] = {
         experiments=_missing(
             {"starmen": (300, 100, 100), "sprites": (300, 100, 100)},
             32,
-            models=(
-                "lvae",
-                "lvae_mixture",
-                "visit_vae",
-                "gp_vae_cauchy",
-                "gp_vae_matern",
-                "topographic_part",
-                "bubble_vae",
-            ),
+            models=("lvae", "lvae_mixture", *BASELINES),
             methods=("naive", "best", "guide", "importance", "map"),
             hidden=(512, 128),
             scale=0.5,

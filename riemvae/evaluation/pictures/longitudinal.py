@@ -200,6 +200,7 @@ def draw_imputation_error(
     ylabel: str = "mean squared error of what is missing",
     xlabel: str = "share missing",
     log: bool = False,
+    legend: bool = True,
     ax: Any | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Any:
@@ -212,6 +213,7 @@ def draw_imputation_error(
         ylabel: of the error.
         xlabel: of the shares.
         log: draws the errors on a logarithmic scale.
+        legend: names the methods on the axes; False leaves that to a figure of several panels.
         ax: axes to draw on; None makes a figure.
         path: a file to write the figure to.
 
@@ -255,6 +257,8 @@ def draw_imputation_error(
         )
     texts = [f"{share:g}" for share in sorted(shares)] if numbers else shares
     ax.set_xticks(known, texts)
+    if len(known) == 1:  # methods stay side by side there
+        ax.set_xlim(known[0] - 0.5 * apart, known[0] + 0.5 * apart)
     if not numbers and max(len(str(share)) for share in shares) > 12:
         ax.tick_params(axis="x", rotation=25)
     ax.set_xlabel(xlabel)
@@ -267,7 +271,8 @@ def draw_imputation_error(
     ax.set_axisbelow(True)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
-    ax.legend(fontsize="small", frameon=False)
+    if legend:
+        ax.legend(fontsize="small", frameon=False)
     return canvas.finish(ax, path)
 
 
