@@ -199,6 +199,42 @@ def test_a_model_is_replaced_whole_or_not_at_all(tmp_path, table, monkeypatch, c
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
 
 
+def test_an_interrupted_training_says_so_and_replaces_no_model(tmp_path, table, monkeypatch, capsys):
+    out, options = tmp_path / "m", (*COLUMNS, *SMALL, *FLOW)
+    fit = SequenceAutoencoder.fit
+
+    def interrupted(self, *args, **kwargs):
+        fit(self, *args, **kwargs)
+        self.fit_.stop_reason = "interrupted"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceAutoencoder, "fit", interrupted)
+        assert call("fit", table / "a.csv", "--out", out, "--seed", 1, *options) == 130
+        error = capsys.readouterr().err
+        assert f"{out} holds the model of an unfinished training" in error and "interrupted" in error
+        first = rv.load(out).state_dict()
+        assert call("fit", table / "a.csv", "--out", out, "--seed", 2, *options) == 130
+        assert f"the earlier model in {out} is left as it was" in capsys.readouterr().err
+    assert all(torch.equal(value, first[name]) for name, value in rv.load(out).state_dict().items())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
+
+
+def test_results_do_not_replace_the_data_that_they_are_made_of(tmp_path, table, capsys):
+    data = tmp_path / "a.csv"
+    data.write_bytes((table / "a.csv").read_bytes())
+    for out in (data, tmp_path / ".." / tmp_path.name / "a.csv"):
+        error = error_of(capsys, "impute", table / "m", data, "--out", out)
+        assert "--out: expected another file than the data" in error
+    assert data.read_bytes() == (table / "a.csv").read_bytes()
+
+
+def test_large_scores_are_to_be_scaled(tmp_path, capsys):
+    rows = [[f"s{i}", age, 1e25 * i, -1e25 * i, 0] for i in range(12) for age in (60, 61, 62)]
+    data = write_rows(tmp_path / "a.csv", rows)
+    error = error_of(capsys, "fit", data, "--out", tmp_path / "m", *COLUMNS, *SMALL, *FLOW)
+    assert "reach 1.1e+26" in error and "--standardize scales scores" in error
+
+
 def test_loss_picture(images):
     assert is_png(images / "loss.png")
 

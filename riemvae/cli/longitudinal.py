@@ -17,7 +17,7 @@ from riemvae.cli.arguments import count, level, names, numbers, pair, seed, shap
 from riemvae.cli.filled import Filled, check_drawable, draw_filled, write_table
 from riemvae.cli.layout import FILE, TABLES, Layout, add_layout_options, present_visits
 from riemvae.cli.recipe_options import recipe_options
-from riemvae.cli.shared import check_suffix, print_columns, print_table, refuse_folder
+from riemvae.cli.shared import check_new, check_suffix, print_columns, print_table, refuse_folder
 
 # What computes is imported inside the commands, so that --help and a mistyped option answer at once.
 if TYPE_CHECKING:
@@ -57,7 +57,13 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "folder. Unsigned bytes are read as images and divided by 255.",
     )
     fit.add_argument("data", type=Path, help="the training data: .npz, .npy or a table")
-    fit.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the trained model")
+    fit.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of the trained model, in place of an earlier one there",
+    )
     fit.add_argument(
         "--model",
         choices=MODELS,
@@ -129,7 +135,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         required=True,
         metavar="FILE",
         help=".npz: x, missing, lower, upper; .csv: a table with one row a visit, and the intervals of the "
-        "values filled in",
+        "values filled in (subject, time and features; further columns of the data are left out)",
     )
     impute.add_argument("--method", choices=METHODS, help="how latents are drawn; default: the model's best")
     impute.add_argument("--draws", type=count, default=100, metavar="N", help="draws of a subject's latent")
@@ -271,8 +277,12 @@ def _fit(arguments: argparse.Namespace) -> None:
             raise
         raise ValueError(
             f"--learning-rate: expected one that training stays finite with, got "
-            f"{arguments.learning_rate:g}: {error}"
+            f"{arguments.learning_rate:g}: {error} (--standardize scales scores)"
         ) from None
+    interrupted = autoencoder.fit_.stop_reason == "interrupted"
+    if interrupted and (arguments.out / "config.json").is_file():
+        sys.stderr.write(f"{arguments.name}: the earlier model in {arguments.out} is left as it was\n")
+        raise KeyboardInterrupt
     by_layout = arguments.data.suffix.lower() in TABLES or layout.grid
     _save(arguments.out, autoencoder, layout if by_layout else None)
     history, fitted = autoencoder.history_, autoencoder.fit_
@@ -292,6 +302,9 @@ def _fit(arguments: argparse.Namespace) -> None:
         write_figure(fitted.plot().figure, arguments.picture)
         rows["picture"] = str(arguments.picture)
     print_table(f"{model} on {len(data)} sequences, visits of shape {data.shape}", rows)
+    if interrupted:
+        sys.stderr.write(f"{arguments.name}: {arguments.out} holds the model of an unfinished training\n")
+        raise KeyboardInterrupt
 
 
 def _takes_covariates(model: str) -> bool:
@@ -302,8 +315,6 @@ def _takes_covariates(model: str) -> bool:
 
 def _standardized(data: Sequences) -> Any:
     """Centres and scales each feature by what is seen of it."""
-    import torch
-
     from riemvae.data import Standardize
 
     if len(data.shape) != 1 or not data.x.is_floating_point():
@@ -311,15 +322,10 @@ def _standardized(data: Sequences) -> Any:
             f"--standardize: expected visits of plain features, got shape {data.shape} of {data.x.dtype}; "
             "leave it out for images."
         )
-    whole = Standardize(data.shape[0])
-    columns: list[Any] = []
-    for column, seen in zip(data.x.double().unbind(-1), data.seen.unbind(-1)):
+    for feature, seen in enumerate(data.seen.unbind(-1)):
         if not bool(seen.any()):
-            raise ValueError(f"--standardize: expected seen values of feature {len(columns)}, got none.")
-        columns.append(Standardize(1).fit(column[seen].unsqueeze(-1)))
-    whole.loc.copy_(torch.cat([column.loc for column in columns]))
-    whole.scale.copy_(torch.cat([column.scale for column in columns]))
-    return whole
+            raise ValueError(f"--standardize: expected seen values of feature {feature}, got none.")
+    return Standardize(data.shape[0]).fit(data)
 
 
 def _refuse_out(folder: Path) -> None:
@@ -353,6 +359,7 @@ def _save(folder: Path, autoencoder: SequenceAutoencoder, layout: Layout | None)
 
 def _impute(arguments: argparse.Namespace) -> None:
     check_suffix(arguments.out, (".npz", ".csv"))
+    check_new(arguments.out, arguments.data)
     if arguments.picture is not None:
         check_suffix(arguments.picture, FIGURES)
     autoencoder = _load(arguments.folder)

@@ -25,6 +25,12 @@ def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
         raise ValueError(f"{path}: there is no folder {path.absolute().parent}; make it first.")
 
 
+def check_new(path: Path, data: Path) -> None:
+    """Refuses to write a result over the data that it is made of."""
+    if path.resolve() == data.resolve():
+        raise ValueError(f"--out: expected another file than the data, got {path}, which would be lost.")
+
+
 def print_table(title: str, rows: Mapping[str, Any]) -> None:
     """Names and values, a line each."""
     from rich.console import Console

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_choice, check_count, check_finite, check_last_dim
 from riemvae._recipe import recipe
+from riemvae.data.sequences import Sequences
 
 
 class Preprocessing(nn.Module):
@@ -110,6 +111,9 @@ class Standardize(Preprocessing):
         >>> Standardize(2, skip=(1,)).fit(x).apply(x)
         tensor([[-1.,  0.],
                 [ 1.,  1.]])
+        >>> visits = Sequences.of([[[1.0], [float("nan")], [3.0]]])
+        >>> Standardize(1).fit(visits).loc
+        tensor([2.], dtype=torch.float64)
     """
 
     loc: Tensor
@@ -125,16 +129,19 @@ class Standardize(Preprocessing):
         self.register_buffer("loc", torch.zeros(num_columns, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(num_columns, dtype=torch.float64))
 
-    def fit(self, x: Tensor, nan_policy: str = "raise") -> Standardize:
+    def fit(self, x: Tensor | Sequences, nan_policy: str = "raise") -> Standardize:
         """Takes means and population standard deviations from ``x (N, ..., num_columns)``; returns itself.
 
         Args:
-            x: The training set.
+            x: The training set; of :class:`~riemvae.data.Sequences`, what is seen.
             nan_policy: ``"raise"``, or ``"omit"``: NaN is missing, as in sequences, and does not count.
 
         Raises:
             ValueError: Another number of columns, values that are not finite, a column without values.
         """
+        if isinstance(x, Sequences):  # which hold zeros where nothing was seen
+            check_last_dim("x", x.x, self.num_columns)
+            x, nan_policy = torch.where(x.seen, x.x.to(self.loc.dtype), torch.nan), "omit"
         check_last_dim("x", x, self.num_columns)
         check_choice("nan_policy", nan_policy, ["raise", "omit"])
         rows = x.reshape(-1, self.num_columns).to(self.loc.dtype)

@@ -34,10 +34,18 @@ from riemvae.inference.batches import ArrayBatches, LoaderBatches, batch_call, b
 CHECKPOINT_FORMAT = "riemvae training"
 CHECKPOINT_VERSION = 1
 BAR_INTERVAL = 0.2  # seconds between two drawings of the progress bar
+_LARGE = 20.0  # of data that networks take in and that were scaled
 
 
 class NotFinite(RuntimeError):
     """A training loss that is NaN or infinite."""
+
+
+def _largest(batch: Any) -> float:
+    """The largest value of the data of a batch: of ``x`` or else of its first floating-point part."""
+    parts = [batch["x"]] if isinstance(batch, Mapping) and "x" in batch else batch_parts(batch)
+    floating = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
+    return float(floating[0].detach().nan_to_num().abs().max()) if floating and floating[0].numel() else 0.0
 
 
 class PlateSize(Messenger):
@@ -273,23 +281,38 @@ class Training(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One loss, recorded; refused if it is not finite."""
-        result = self.loss(batch)
+        try:
+            result = self.loss(batch)
+        except (ValueError, RuntimeError) as error:
+            # Of weights that are not finite, distributions and decompositions say so in words of their own.
+            if not self._weights_are_finite():
+                raise NotFinite(self._not_finite_message("not defined", batch, batch_idx)) from error
+            raise
         value = float(result.loss.detach())
         if not math.isfinite(value):
             raise NotFinite(self._not_finite_message(value, batch, batch_idx))
         self.record.add(result)
         return result.loss
 
-    def _not_finite_message(self, value: float, batch: Any, batch_idx: int) -> str:
+    def _weights_are_finite(self) -> bool:
+        return all(bool(torch.isfinite(part.detach()).all()) for part in self.optimised)
+
+    def _not_finite_message(self, value: float | str, batch: Any, batch_idx: int) -> str:
         where = f"the training loss is {value} at epoch {self.epoch}, batch {batch_idx}"
         epoch = self.record.best_epoch
         best = "" if epoch is None else f"; the best weights (epoch {epoch}) are in place"
         for part in batch_parts(batch):
             if isinstance(part, Tensor) and part.is_floating_point() and not bool(torch.isfinite(part).all()):
                 return f"{where}, because that batch holds NaN or infinite values: drop or impute them{best}."
+        largest = _largest(batch)
+        scale = (
+            f"scale the data, whose values reach {largest:.3g} (riemvae.data.Standardize does so by column), "
+            if largest > _LARGE
+            else ""
+        )
         return (
-            f"{where}: try a smaller learning_rate or gradient_clip, and check that the data lie in the "
-            f"likelihood's support{best}."
+            f"{where}: {scale}try a smaller learning_rate or gradient_clip, and check that the data lie in "
+            f"the likelihood's support{best}."
         )
 
     def _means(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_count, check_last_dim
@@ -54,14 +53,16 @@ class FlowChain(Dynamics):
         self.latent_dim = self.base_dim = check_count("latent_dim", latent_dim)
         parts = list(transitions)
         for part in parts:
-            features = getattr(part, "features", latent_dim)
+            features = getattr(part, "features", None)
             if isinstance(features, int) and features != latent_dim:
                 raise argument_error("transitions", f"flows of {latent_dim} features", features)
             context = getattr(part, "context", 0)
-            if (isinstance(context, int) and context > 0) or not _is_bijection(part, latent_dim):
+            if (isinstance(context, int) and context > 0) or not _is_bijection(part):
                 raise argument_error(
                     "transitions", "bijective flows or transforms that take no context", part
                 )
+            if isinstance(part, nn.Module) and not isinstance(features, int):
+                _try(part, latent_dim)
         self.num_visits = len(parts) + 1
         modules = all(isinstance(part, nn.Module) for part in parts)
         self.transitions: Any = nn.ModuleList(parts) if modules else tuple(parts)
@@ -119,24 +120,37 @@ class FlowChain(Dynamics):
         return len(self.transitions) + 1
 
 
-def _is_bijection(part: Any, latent_dim: int) -> bool:
-    """Whether ``part`` is a flow or a transform that can be inverted as it stands, without a context.
-
-    Transforms of Pyro may call themselves bijective and know the inverse of what they have just computed
-    alone: they are asked for one.
-    """
+def _is_bijection(part: Any) -> bool:
+    """Whether ``part`` is a flow or a transform that takes no context and says that it can be inverted."""
     if hasattr(part, "condition"):
         return False
     try:
-        transform = sampling_transform(part)
+        return bool(sampling_transform(part).bijective)
     except ValueError:
         return False
-    if not isinstance(part, TransformModule):
-        return bool(transform.bijective)
+
+
+def _try(part: nn.Module, latent_dim: int) -> None:
+    """Refuses a part that does not take two points back.
+
+    Transforms of Pyro may call themselves bijective and know the inverse of what they have just computed
+    alone; flows of zuko know neither their size nor that they want a context before they are called.
+    """
     like = next(part.parameters(), torch.empty(0))
+    points = like.new_zeros(2, latent_dim)
     try:
         with in_evaluation_mode(part), torch.no_grad():  # a normalisation of batches keeps its statistics
-            transform.inv(like.new_zeros(2, latent_dim))
+            shape = sampling_transform(part).inv(points).shape
     except (KeyError, NotImplementedError):
-        return False
-    return bool(transform.bijective)
+        raise argument_error(
+            "transitions", "bijective flows or transforms, which know their inverse", part
+        ) from None
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise argument_error(
+            "transitions",
+            f"flows of {latent_dim} features without a context",
+            part,
+            f"it does not take a point: {error}",
+        ) from error
+    if shape != points.shape:
+        raise argument_error("transitions", f"flows of {latent_dim} features", part)

@@ -113,7 +113,17 @@ class SequenceAutoencoder(Trained):
             raise argument_error(
                 "times", "the times of the visits, (N, T)", None, "this model is a function of time"
             )
+        wanted = max(int(getattr(part, "covariates", 0)) for part in self._parts())
+        if wanted and (data.covariates is None or data.covariates.shape[-1] != wanted):
+            raise argument_error(
+                "covariates", f"a tensor ({len(data)}, {wanted}), as the model was built", data.covariates
+            )
         return data
+
+    def _parts(self) -> list[Any]:
+        """What may take covariates; an anchored guide's encoder sees single visits."""
+        anchored = isinstance(self.guide, AnchoredGuide)
+        return [self.model.dynamics, *([] if anchored else [getattr(self.guide, "encoder", None)])]
 
     def _prepared(self, raw: Sequences) -> Sequences:
         weight = self._weight
@@ -184,31 +194,45 @@ class SequenceAutoencoder(Trained):
                 ``seed``... The scheduler, the callbacks and the checkpoint are of the second part.
 
         Returns:
-            Itself.
+            Itself. A training that is interrupted ends with the part that it was in, which ``fit_`` then
+            tells of.
         """
-        parts = [self.model.dynamics]
-        if not isinstance(self.guide, AnchoredGuide):  # whose encoder sees single visits
-            parts.append(getattr(self.guide, "encoder", None))
-        self._check_covariates(covariates, *parts)
+        self._check_covariates(covariates, *self._parts())
+        data, val = self._training_data(x, observed, pixel_mask, times, covariates, val_data)
+        epochs = self._warmup_epochs(check_count("max_epochs", max_epochs), warmup)
+        if epochs and options.get("resume") is None:
+            self.warmup_fit_ = self.fit_ = self._warm_up(data, epochs, options)
+            if self.fit_.stop_reason == "interrupted":
+                self.eval()
+                return self
+        self._fit_sequences(data, val, max_epochs - epochs, options)
+        self.eval()
+        return self
+
+    def _training_data(
+        self, x: Any, observed: Any, pixel_mask: Any, times: Any, covariates: Any, val_data: Any
+    ) -> tuple[Sequences, Sequences | None]:
+        """What a training needs, as the model sees it; the first one's times give the unit of time."""
         data = self.sequences(x, observed, pixel_mask, times, covariates)
         val = None if val_data is None else self.sequences(val_data, name="val_data")
         seen = data.seen
         self.model.likelihood.validate(torch.where(seen, data.x, torch.zeros_like(data.x)))
         self._fit_times(data)
-        epochs = self._warmup_epochs(check_count("max_epochs", max_epochs), warmup)
-        if epochs and options.get("resume") is None:
-            self._warm_up(data, epochs, options)
+        return data, val
+
+    def _fit_sequences(
+        self, data: Sequences, val: Sequences | None, epochs: int, options: dict[str, Any]
+    ) -> None:
+        """The training of model and guide, from data that are prepared."""
         self.fit_ = fit(
             self.model,
             self.guide,
             self._batch(data),
             self.objective,
             val_data=None if val is None else self._batch(val),
-            max_epochs=max_epochs - epochs,
+            max_epochs=epochs,
             **options,
         )
-        self.eval()
-        return self
 
     def _fit_times(self, data: Sequences) -> None:
         """Takes the unit of time from the first training data: another one would be another model."""
@@ -239,7 +263,7 @@ class SequenceAutoencoder(Trained):
             return ELBO()
         return ELBO(beta=objective.beta(0) if isinstance(objective.beta, Schedule) else objective.beta)
 
-    def _warm_up(self, data: Sequences, epochs: int, options: dict[str, Any]) -> None:
+    def _warm_up(self, data: Sequences, epochs: int, options: dict[str, Any]) -> Fit:
         """Trains encoder and decoder on single visits: the same model with one visit a sequence."""
         guide = self.guide
         single = LongitudinalVAE(
@@ -259,7 +283,7 @@ class SequenceAutoencoder(Trained):
         size = options.get("batch_size")
         if size is not None:  # as many visits a step as the sequences have
             size = max(1, round(size * int(data.observed.sum()) / len(data)))
-        self.warmup_fit_ = fit(
+        return fit(
             single,
             single_guide,
             visits,

@@ -150,20 +150,20 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
                 ``feature_epochs=0``.
 
         Returns:
-            Itself.
+            Itself. A training that is interrupted ends with the step that it was in, which ``fit_`` then
+            tells of; mixtures are fitted to what there is.
 
         Raises:
             ValueError: As the base class; to resume a training of trajectories with another VAE's features.
         """
-        data = self.sequences(x, observed, pixel_mask, times, covariates)
-        val = None if val_data is None else self.sequences(val_data, name="val_data")
-        self._fit_times(data)
+        data, val = self._training_data(x, observed, pixel_mask, times, covariates, val_data)
         if self.features is None:
-            super().fit(data, val_data=val, max_epochs=max_epochs, **options)
+            self._fit_sequences(data, val, max_epochs, options)
         else:
             check_count("joint_epochs", joint_epochs, minimum=0)
             epochs = max_epochs if feature_epochs is None else feature_epochs
             others = {name: value for name, value in options.items() if name not in _OF_ONE_STEP}
+            going = True
             if check_count("feature_epochs", epochs, minimum=0):
                 if options.get("resume") is not None:
                     raise argument_error(
@@ -172,10 +172,14 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
                         options["resume"],
                         "its checkpoint is of the trajectories: load a saved model and pass feature_epochs=0",
                     )
-                self._fit_visits(data, val, epochs, others)
-            self._fit_features(data, val, max_epochs, options)
-            if joint_epochs:
-                super().fit(data, val_data=val, max_epochs=joint_epochs, **others)
+                done = self.feature_fit_ = self._fit_visits(data, val, epochs, others)
+                going = done.stop_reason != "interrupted"
+            if going:
+                done = self._fit_features(data, val, max_epochs, options)
+                going = done.stop_reason != "interrupted"
+            self.fit_ = done
+            if going and joint_epochs:
+                self._fit_sequences(data, val, joint_epochs, others)
         self.eval()
         self._fit_mixtures(data, options.get("seed"))
         return self
@@ -208,14 +212,14 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
 
     def _fit_visits(
         self, data: Sequences, val: Sequences | None, epochs: int, options: dict[str, Any]
-    ) -> None:
+    ) -> Fit:
         """The VAE of single visits (chapter 5, step 1), which knows no time."""
         decoder: Any = self.model.decoder
         encoder = self._visit_encoder()
         single = LongitudinalVAE(
             decoder.decoder, FlowChain([], self.latent_dim), likelihood=self.model.likelihood
         )
-        self.feature_fit_ = fit(
+        return fit(
             single,
             AnchoredGuide(single, encoder),
             single_visits(data),
@@ -226,7 +230,7 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
 
     def _fit_features(
         self, data: Sequences, val: Sequences | None, epochs: int, options: dict[str, Any]
-    ) -> None:
+    ) -> Fit:
         """The trajectories of the features (step 2): the VAE has no part in it."""
         model, guide = self.features  # type: ignore[misc]
 
@@ -236,7 +240,7 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
             arguments.pop("pixel_mask", None)
             return arguments
 
-        self.fit_ = fit(
+        return fit(
             model,
             guide,
             batch(data),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from riemvae._recipe import is_recipe, recipe_arguments
-from riemvae.data import Affine, Identity, Preprocessing, Standardize, infer_preprocessing
+from riemvae.data import Affine, Identity, Preprocessing, Sequences, Standardize, infer_preprocessing
 
 TABLE = torch.tensor([[1.0, 5.0, 0.0], [3.0, 5.0, 1.0], [8.0, 5.0, 1.0]])
 CASES = {
@@ -114,3 +114,14 @@ def test_what_a_subclass_must_give():
 def test_bad_arguments_are_refused(call):
     with pytest.raises(ValueError, match="expected"):
         call()
+
+
+def test_standardize_of_sequences_counts_what_is_seen():
+    x = torch.tensor([[[1.0, 10.0], [3.0, float("nan")]], [[5.0, 30.0], [1e9, 1e9]]])
+    data = Sequences.of(x, observed=torch.tensor([[True, True], [True, False]]))
+    fitted = Standardize(2).fit(data)
+    assert fitted.loc.tolist() == [3.0, 20.0] and fitted.scale.tolist() == [pytest.approx((8 / 3) ** 0.5), 10]
+    with pytest.raises(ValueError, match="at least one value in each column"):
+        Standardize(2).fit(Sequences.of(x[:1], observed=torch.tensor([[False, True]])))
+    with pytest.raises(ValueError, match="x: expected"):
+        Standardize(3).fit(data)

@@ -86,10 +86,24 @@ def test_groups_have_axes_of_one_scale_and_their_own_labels(tmp_path):
     assert axs[0].get_xlim() == axs[1].get_xlim()
     assert [text.get_text() for text in axs[0].get_legend().get_texts()] == ["seen"]
     # Times of each subject stand over its images.
-    assert [text.get_text() for text in axs[0].texts] == [f"{t:.3g}" for t in times[0].flatten().tolist()]
+    written = np.array([float(text.get_text()) for text in axs[0].texts]).reshape(2, 5)
+    for texts, row in zip(written, times[0].numpy()):
+        np.testing.assert_allclose(texts, row, atol=0.01 * np.diff(np.sort(row)).min())
     assert set(frames(draw_sequences(groups, masks, seen_color="lime", unseen_color="red")[0])) == {
         to_hex("lime")
     }
+
+
+def test_times_are_written_so_that_they_can_be_told_apart():
+    def written(times):
+        (ax,) = draw_sequences(torch.rand(1, len(times), 3, 3), times=torch.tensor(times))
+        return [label.get_text() for label in ax.get_xticklabels()]
+
+    assert written([2010.25, 2011.75, 2013.5]) == ["2010.25", "2011.75", "2013.5"]
+    assert written([12345.0, 12375.0, 12410.0]) == ["12345", "12375", "12410"]
+    assert written([61.25, 62.25, 63.25]) == ["61.25", "62.25", "63.25"]
+    assert written([0.0, 10.0, 100.0]) == ["0", "10", "100"]
+    assert written([70.5]) == ["70.5"]
 
 
 def test_ranges_and_unknown_pixels():
@@ -305,6 +319,17 @@ def test_time_colours_arrows():
     np.testing.assert_array_equal(many.get_array(), np.arange(20).repeat(2))
 
 
+def test_images_of_one_figure_have_one_scale():
+    x = torch.rand(2, 3, 4, 4)
+    x[1, 0, 0, 0] = -0.5  # one value outside (0, 1) turned that sequence grey, and not the other
+    axs = [*draw_sequences([x[:1], x[1:]]), *draw_imputation(x, x, torch.ones(2, 3, dtype=torch.bool))]
+    for pair in (axs[:2], axs[2:]):
+        shown = np.stack([np.asarray(ax.images[0].get_array()) for ax in pair])
+        low, high = -0.5, float(x.max())
+        expected = (x[:, 0, ..., None].expand(-1, -1, -1, 3) - low) / (high - low)
+        np.testing.assert_allclose(shown, expected, atol=1e-5)
+
+
 # -- errors and intervals ------------------------------------------------------------------------------------
 
 
@@ -372,6 +397,40 @@ def test_score_intervals(tmp_path):
     assert [t.get_text() for t in given[0].get_legend().get_texts()] == ["seen", "unseen"]
     one = draw_score_intervals(times[0], None, mean[..., 0], mean[..., 0], mean[..., 0], observed)
     assert len(one) == 2 and one[0].get_title(loc="right") == ""
+    assert not one[0].figure.legends  # no points: nothing to tell apart
+
+
+def test_scores_in_units_of_their_own_have_their_own_axes():
+    times = 2010.0 + torch.arange(4.0)
+    mean = torch.stack([torch.arange(8.0).view(2, 4), 900 + torch.arange(8.0).view(2, 4)], -1)
+    seen = torch.ones(2, 4, dtype=torch.bool)
+    axs = draw_score_intervals(
+        times, mean, mean, mean - 1, mean + 1, seen, names=["a", "b"], score_names=["m", "l"], by="score"
+    )
+    assert [ax.get_title(loc="left") for ax in axs] == ["a, m", "a, l", "b, m", "b, l"]
+    for k, ax in enumerate(axs):  # subject by subject
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), mean[k // 2, :, k % 2])
+    assert axs[0].get_ylim() == axs[2].get_ylim() != axs[1].get_ylim() == axs[3].get_ylim()
+    axs[0].figure.canvas.draw()
+    assert next(t.get_text() for t in axs[2].get_xticklabels() if t.get_text()).startswith("20")  # no offset
+    with pytest.raises(ValueError, match="score_names: expected 2 names"):
+        draw_score_intervals(times, mean, mean, mean, mean, seen, score_names=["m"], by="score")
+    with pytest.raises(ValueError, match="by: expected"):
+        draw_score_intervals(times, mean, mean, mean, mean, seen, by="visit")
+
+
+def test_one_visit_is_a_bar_and_a_long_name_stands_over_its_count():
+    mean = torch.full((2, 3), float("nan"))
+    mean[0, 1], mean[1] = 2.0, torch.tensor([1.0, 2.0, 3.0])
+    seen = torch.tensor([[True, False, True]] * 2)
+    scores = torch.tensor([[1.0, 2.0, 3.0]] * 2)
+    alone, line = draw_score_intervals(
+        torch.arange(3.0), scores, mean, mean - 0.5, mean + 1, seen, names=["n" * 30, "b"]
+    )
+    (bar,) = alone.containers
+    np.testing.assert_allclose(bar[2][0].get_segments()[0], [[1.0, 1.5], [1.0, 3.0]])
+    assert not line.containers
+    assert alone.get_title(loc="left") == "n" * 30 + "\n" and line.get_title(loc="left") == "b"
 
 
 X = torch.rand(2, 3, 1, 4, 4)

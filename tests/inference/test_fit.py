@@ -738,6 +738,39 @@ def test_a_validation_loss_that_is_never_finite_is_said():
     assert "no finite loss" in repr(result)
 
 
+@pytest.mark.parametrize(("scale", "advice"), [(1e4, True), (3.0, False)])
+def test_a_loss_that_is_not_finite_asks_for_scaled_data_where_they_are_large(scale, advice):
+    with pytest.raises(RuntimeError, match="nan at epoch 0") as caught:
+        fit(
+            Point(),
+            Point(),
+            scale * torch.ones(4),
+            objective=Failing(2, lambda loss: loss * torch.nan),
+            batch_size=2,
+        )
+    assert ("whose values reach 1e+04" in str(caught.value)) == advice
+    assert ("Standardize" in str(caught.value)) == advice
+
+
+def test_an_error_of_weights_that_are_not_finite_is_named_as_such():
+    def spoil(loss):
+        with torch.no_grad():
+            model.w.fill_(torch.nan)
+        raise ValueError("words of a distribution")
+
+    model = Point()
+    words = r"not defined at epoch 1, batch 0.*smaller learning_rate.*epoch 0"
+    with pytest.raises(RuntimeError, match=words):
+        fit(model, Point(), torch.ones(4), objective=Failing(4, spoil), batch_size=2, max_epochs=3)
+    assert torch.isfinite(model.w)  # the best ones are in place
+
+    def fail(loss):
+        raise ValueError("words of a user's model")
+
+    with pytest.raises(ValueError, match="words of a user's model"):
+        fit(Point(), Point(), torch.ones(4), objective=Failing(4, fail), batch_size=2, max_epochs=3)
+
+
 def interrupt(loss):
     os.kill(os.getpid(), signal.SIGINT)
     return loss

@@ -8,6 +8,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+import zuko
 from flow_cases import FLOWS, roughen
 from pyro.nn import AutoRegressiveNN
 from torch import nn
@@ -415,3 +416,10 @@ def test_transforms_of_pyro_with_an_inverse_are_taken(name):
         moved = chain.unroll(z).z[1]
         back, _ = chain.rewind(moved.clone(), torch.ones(5, dtype=torch.long))
     torch.testing.assert_close(back, z, rtol=1e-3, atol=1e-3)
+
+
+def test_flows_of_zuko_of_another_size_or_with_a_context_are_refused():
+    FlowChain([zuko.flows.NSF(2, hidden_features=(4,))], 2)
+    for flow in (zuko.flows.NSF(3, hidden_features=(4,)), zuko.flows.NSF(2, context=1, hidden_features=(4,))):
+        with pytest.raises(ValueError, match=r"^transitions: expected flows of 2 features without a context"):
+            FlowChain([flow], 2)

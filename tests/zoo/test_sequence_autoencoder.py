@@ -358,3 +358,106 @@ def test_calendar_times_train_as_others():
         assert ae.model.dynamics.origin == float(times.min()) + shift
         losses.append(ae.history_["train_loss"])
     assert np.allclose(losses[0], losses[1], rtol=1e-4)
+
+
+EVERY = ["lvae", "continuous_lvae", "linear_trajectory", "visit_vae", "gp_vae", "latent_ode"]
+EVERY += ["topographic_vae", "bubble_vae"]
+
+
+def of_scores(name, **options):
+    """A small model of three scores, and arguments of its training."""
+    timed = name in ("continuous_lvae", "linear_trajectory", "latent_ode")
+    if name == "linear_trajectory":
+        options |= {"hidden_size": 8, "mapping_hidden": (8,)}
+    elif not timed:
+        options["num_visits"] = 3
+    ae = rv.zoo.build(name, (3,), latent_dim=2, hidden=(8,), seed=0, **options)
+    times = {"times": torch.arange(3.0).expand(20, 3)} if timed else {}
+    return ae, {"max_epochs": 2, "batch_size": 10, "seed": 0, "progress": False, **times}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_training_sees_data_that_are_preprocessed_once(name):
+    x = 50 + 7 * toy(20, 3, 3)
+    held_out = 50 + 7 * toy(10, 3, 3, seed=1)
+    standardize = rv.data.Standardize(3).fit(x)
+    ours, arguments = of_scores(name, preprocessing=standardize)
+    by_hand, _ = of_scores(name)
+    rest = {k: v[:10] for k, v in arguments.items() if k == "times"}
+    for ae, undone in ((ours, lambda y: y), (by_hand, standardize.apply)):
+        ae.fit(undone(x), val_data=Sequences.of(undone(held_out), **rest), **arguments)
+    assert [row["train_loss"] for row in ours.history_] == [row["train_loss"] for row in by_hand.history_]
+    assert [row["val_loss"] for row in ours.history_] == [row["val_loss"] for row in by_hand.history_]
+
+
+def test_bytes_are_divided_once_in_every_step_of_a_training():
+    seen = []
+
+    class Spying(rv.zoo.TrajectoryAutoencoder):
+        def _batch(self, data):
+            seen.append(float(data.x.max()))
+            return super()._batch(data)
+
+    ae = rv.zoo.build(
+        "linear_trajectory",
+        (1, 8, 8),
+        latent_dim=2,
+        architecture="mlp",
+        hidden=(8,),
+        hidden_size=8,
+        mapping_hidden=(8,),
+        seed=0,
+    )
+    ae.__class__ = Spying
+    x = torch.full((6, 3, 1, 8, 8), 255, dtype=torch.uint8)
+    times = torch.arange(3.0).expand(6, 3)
+    ae.fit(x, times=times, max_epochs=1, joint_epochs=1, seed=0, progress=False)
+    assert len(seen) >= 3 and set(seen) == {1.0}
+
+
+@pytest.mark.parametrize("name", ["lvae", "images"])
+def test_an_interrupt_ends_all_parts_of_a_training(name, monkeypatch):
+    """In the first of several parts: the others are not run, and results are there."""
+    from riemvae.zoo import sequences, trajectories
+
+    calls = []
+    original = rv.fit
+
+    def interrupted(*args, **kwargs):
+        calls.append(kwargs["max_epochs"])
+        done = original(*args, **kwargs)
+        done.stop_reason = "interrupted"
+        return done
+
+    for module in (sequences, trajectories):
+        monkeypatch.setattr(module, "fit", interrupted)
+    if name == "lvae":
+        ae, arguments = of_scores("lvae", warmup=2)
+        x = toy(20, 3, 3)
+        arguments["max_epochs"] = 10
+    else:
+        ae = rv.zoo.build(
+            "linear_trajectory",
+            (1, 8, 8),
+            latent_dim=2,
+            architecture="mlp",
+            hidden=(8,),
+            hidden_size=8,
+            mapping_hidden=(8,),
+            seed=0,
+        )
+        x = starmen(12, 3, size=8)
+        arguments = {"max_epochs": 3, "feature_epochs": 2, "joint_epochs": 4, "seed": 0, "progress": False}
+    ae.fit(x, **arguments)
+    assert calls == [2]
+    assert ae.fit_.stop_reason == "interrupted" and len(ae.history_) == 2 and not ae.training
+
+
+def test_covariates_that_a_model_was_built_with_are_asked_for_at_once():
+    times, x = torch.arange(3.0).expand(4, 3), toy(4, 3, 3)
+    ae = rv.zoo.build("continuous_lvae", (3,), latent_dim=2, covariates=2, hidden=(8,), seed=0)
+    for given in ({}, {"covariates": torch.zeros(4, 1)}):
+        for call in (ae.fit, ae.impute, ae.log_likelihood):
+            with pytest.raises(ValueError, match=r"^covariates: expected a tensor \(4, 2\)") as caught:
+                call(x, times=times, **given)
+            assert "Trace Shapes" not in str(caught.value)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from riemvae._checks import argument_error
+from riemvae._checks import argument_error, check_choice
 from riemvae.evaluation.pictures import canvas
 from riemvae.evaluation.pictures.latent import _LEGEND_CLASSES, _colors
 
 _MOST_SERIES = 12  # lines in one panel
 _COLUMNS = 3  # panels side by side
+_NAME_WIDTH = 32  # letters over a panel
 _MARKERS = "osD^vP*X"
 
 
@@ -34,7 +36,8 @@ def draw_latent_trajectories(
     of all points; the axes say how much of the variance they have.
 
     Args:
-        z: ``(T, B, d)``, as ``LongitudinalVAE.trajectory`` returns it; ``d`` of at least 2.
+        z: ``(T, B, d)``, as ``LongitudinalVAE.trajectory`` returns it; ``d`` of at least 2. Those of an
+            autoencoder of the zoo are ``(B, T, d)``: ``z.transpose(0, 1)``.
         labels: ``(B,)``; None colours by time.
         times: ``(T,)`` or ``(B, T)``, what arrows are coloured by, each by the time it starts; None is the
             number of the visit.
@@ -65,11 +68,14 @@ def draw_latent_trajectories(
     visits, subjects, dim = points.shape
     clock = np.arange(visits) if times is None else canvas.array(times)
     if clock.shape not in ((visits,), (subjects, visits)):
-        raise argument_error("times", f"({visits},) or ({subjects}, {visits})", clock)
+        swapped = clock.shape in ((subjects,), (visits, subjects))
+        hint = "z is (T, B, d): transpose(0, 1)" if swapped else ""
+        raise argument_error("times", f"({visits},) or ({subjects}, {visits})", clock, hint)
     clock = np.broadcast_to(clock, (subjects, visits))
     classes = None if labels is None else canvas.array(labels)
     if classes is not None and classes.shape != (subjects,):
-        raise argument_error("labels", f"one a subject, ({subjects},)", classes)
+        hint = "z is (T, B, d): transpose(0, 1)" if classes.shape == (visits,) else ""
+        raise argument_error("labels", f"one a subject, ({subjects},)", classes, hint)
     flat, texts = _flat(points, plane, dim)
     ax = canvas.axes(ax)
     start, step = flat[:-1].transpose(1, 0, 2), np.diff(flat, axis=0).transpose(1, 0, 2)  # (B, T - 1, 2)
@@ -129,10 +135,11 @@ def draw_score_intervals(
     *,
     names: Sequence[str] | None = None,
     score_names: Sequence[str] | None = None,
+    by: str = "subject",
     axs: Any | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:
-    """Posterior means and intervals of scores over time, a panel a subject.
+    """Posterior means and intervals of scores over time, a panel a subject, or a subject and score.
 
     Disks are the scores that the model was given, rings those that it was not. Over a panel stands how many
     of the latter their intervals hold.
@@ -147,11 +154,13 @@ def draw_score_intervals(
         observed: ``(R, T)`` boolean, which visits were given.
         names: of the subjects.
         score_names: of the scores.
-        axs: axes to draw on, one a subject; None makes a figure.
+        by: ``"subject"``: all its scores in one panel; ``"score"``: a row of panels a subject, a column a
+            score with its own axis, for scores in units of their own.
+        axs: axes to draw on, as many as are returned; None makes a figure.
         path: a file to write the figure to.
 
     Returns:
-        The axes, one a subject.
+        The axes, one a subject, or one a subject and score, subject by subject.
 
     Raises:
         ValueError: shapes that do not fit, or more than twelve scores.
@@ -183,11 +192,23 @@ def draw_score_intervals(
     clock = np.broadcast_to(clock, shape)
     truth = parts.get("scores", np.full(middle.shape, np.nan))
     given = np.broadcast_to(seen[..., None], middle.shape)
-    panels = [
-        Series(clock[r], truth[r], given[r], middle[r], parts["lower"][r], parts["upper"][r])
-        for r in range(shape[0])
-    ]
-    axes = draw_series(panels, names, score_names, axs)
+    count = middle.shape[2]
+    check_choice("by", by, ["subject", "score"])
+    for name, texts, expected in (("names", names, shape[0]), ("score_names", score_names, count)):
+        if texts is not None and len(texts) != expected:
+            raise argument_error(name, f"{expected} names", f"{len(texts)}")
+    whole = (truth, given, middle, parts["lower"], parts["upper"])
+    cuts = [slice(None)] if by == "subject" else [slice(i, i + 1) for i in range(count)]
+    panels = [Series(clock[r], *(part[r][:, cut] for part in whole)) for r in range(shape[0]) for cut in cuts]
+    if by == "subject":
+        axes = draw_series(panels, names, score_names, axs)
+    else:
+        pairs = [
+            ", ".join(texts[i] for texts, i in ((names, r), (score_names, k)) if texts is not None)
+            for r in range(shape[0])
+            for k in range(count)
+        ]
+        axes = draw_series(panels, pairs if any(pairs) else None, None, axs, columns=count)
     if axs is None:
         axes[0].figure.supxlabel("time", fontsize="medium")
     canvas.finish(axes[0], path)
@@ -301,8 +322,12 @@ def draw_series(
     names: Sequence[str] | None = None,
     score_names: Sequence[str] | None = None,
     axs: Any | None = None,
+    columns: int | None = None,
 ) -> np.ndarray:
-    """Lines over time with points and bands, a panel each; the axes."""
+    """Lines over time with points and bands, a panel each; the axes.
+
+    Panels share their vertical axis, or with ``columns`` those of a column do.
+    """
     size = max(panel.line.shape[1] for panel in panels)
     if size > _MOST_SERIES:
         raise argument_error(
@@ -311,7 +336,7 @@ def draw_series(
     for name, texts, count in (("names", names, len(panels)), ("score_names", score_names, size)):
         if texts is not None and len(texts) != count:
             raise argument_error(name, f"{count} names", f"{len(texts)}")
-    axes = _panels(len(panels), axs)
+    axes = _panels(len(panels), axs, columns)
     colors = _colors(size)
     for k, (ax, panel) in enumerate(zip(axes, panels)):
         order = np.argsort(panel.times, kind="stable")
@@ -322,6 +347,9 @@ def draw_series(
                 band = panel.lower[order, i], panel.upper[order, i]
                 ax.fill_between(times, *band, color=colors[i], alpha=0.18, linewidth=0, zorder=1)
             label = score_names[i] if score_names is not None else None
+            alone = np.flatnonzero(np.isfinite(panel.line[order, i]))
+            if len(alone) == 1:  # of one point there is no line and no band
+                _bar(ax, panel, order[alone], i, colors[i])
             ax.plot(times, panel.line[order, i], color=colors[i], linewidth=1.4, zorder=2, label=label)
             for group, face in ((seen, colors[i]), (~seen, "white")):
                 ax.scatter(
@@ -333,16 +361,27 @@ def draw_series(
                     linewidths=1.2,
                     zorder=3,
                 )
-        if names is not None:
-            ax.set_title(names[k], fontsize="medium", loc="left")
+        name = "" if names is None else textwrap.fill(names[k], _NAME_WIDTH)
         if panel.lower is not None and panel.upper is not None:
             inside = (panel.points >= panel.lower) & (panel.points <= panel.upper)
             asked = ~np.isnan(panel.points) & ~panel.seen
             if asked.any():
                 text = f"{(inside & asked).sum()} of {asked.sum()} unseen inside"
                 ax.set_title(text, fontsize="small", loc="right", color="0.35")
+                if len(name) + len(text) > _NAME_WIDTH:  # one under the other
+                    name += "\n"
+        if name.strip():
+            ax.set_title(name, fontsize="medium", loc="left")
     _legend(axes[0], panels, score_names is not None, beside=axs is None)
     return axes
+
+
+def _bar(ax: Any, panel: Series, at: np.ndarray, i: int, color: Any) -> None:
+    """The only value of a line, with its interval as a bar."""
+    value, width = panel.line[at, i], None
+    if panel.lower is not None and panel.upper is not None:
+        width = np.stack([value - panel.lower[at, i], panel.upper[at, i] - value]).clip(0.0)
+    ax.errorbar(panel.times[at], value, yerr=width, fmt="_", color=color, capsize=2.5, zorder=2)
 
 
 def _legend(ax: Any, panels: Sequence[Series], named: bool, beside: bool) -> None:
@@ -353,7 +392,8 @@ def _legend(ax: Any, panels: Sequence[Series], named: bool, beside: bool) -> Non
     from matplotlib.lines import Line2D
 
     handles: list[Any] = ax.get_legend_handles_labels()[0] if named else []
-    if not all(panel.seen.all() for panel in panels):
+    drawn = any(np.isfinite(panel.points).any() for panel in panels)
+    if drawn and not all(panel.seen.all() for panel in panels):
         style: dict[str, Any] = {
             "marker": "o",
             "linestyle": "none",
@@ -370,7 +410,7 @@ def _legend(ax: Any, panels: Sequence[Series], named: bool, beside: bool) -> Non
         ax.legend(handles=handles, fontsize="small", framealpha=0.8, edgecolor="none")
 
 
-def _panels(count: int, axs: Any | None) -> np.ndarray:
+def _panels(count: int, axs: Any | None, columns: int | None) -> np.ndarray:
     if axs is not None:
         axes = np.ravel(axs)
         if len(axes) != count:
@@ -378,7 +418,8 @@ def _panels(count: int, axs: Any | None) -> np.ndarray:
         return axes
     from matplotlib import pyplot
 
-    columns = 2 if count == 4 else min(count, _COLUMNS)
+    shared: Any = True if columns is None else "col"
+    columns = columns or (2 if count == 4 else min(count, _COLUMNS))
     rows = -(-count // columns)
     _, grid = pyplot.subplots(
         rows,
@@ -386,8 +427,10 @@ def _panels(count: int, axs: Any | None) -> np.ndarray:
         figsize=(0.5 + 3.1 * columns, 0.4 + 2.2 * rows),
         layout="constrained",
         squeeze=False,
-        sharey=True,
+        sharey=shared,
     )
+    for ax in grid.ravel():  # years as they are, and not as differences from one
+        ax.ticklabel_format(axis="x", useOffset=False)
     for spare in grid.ravel()[count:]:
         spare.remove()
     return grid.ravel()[:count]  # type: ignore[no-any-return]

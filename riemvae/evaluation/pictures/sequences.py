@@ -18,6 +18,7 @@ SEEN, UNSEEN = "#1f77b4", "#ff7f0e"
 _INCH = 0.72  # of an image
 _GAP = 0.10  # between images, of their height
 _ERROR_MAP = "inferno"
+_MOST_DECIMALS = 4
 
 
 def draw_sequences(
@@ -45,8 +46,8 @@ def draw_sequences(
         row_labels: a name each row, of all groups in their order.
         names: a title each group.
         times: ``(T,)``, written under the columns; ``(R, T)``, written over each image; or a list of these.
-        limits: the values drawn black and white; None is ``(0, 1)`` for values in it, (0, 255) for bytes,
-            and else the least and the largest.
+        limits: the values drawn black and white, in all images alike; None is ``(0, 1)`` for values in it,
+            (0, 255) for bytes, and else the least and the largest of all.
         seen_color: of the frames of seen visits.
         unseen_color: of the others.
         axs: axes to draw on, as many as are returned; None makes a figure.
@@ -87,10 +88,10 @@ def draw_sequences(
         return _lines(groups, masks, clocks, row_labels, names, axs, path)
     first = 0
     blocks = []
+    span = _limits(limits, *groups)
     for k, (group, mask, clock) in enumerate(zip(groups, masks, clocks)):
         labels = None if row_labels is None else row_labels[first : first + len(group)]
         first += len(group)
-        span = _limits(group, limits)
         rows = [
             Row(
                 "" if labels is None else labels[r],
@@ -194,11 +195,11 @@ def draw_imputation(
         canvas.finish(axes[0], path)
         return axes
     blocks = []
+    span = _limits(limits, truth, values["imputed"])
     for r in range(count):
         true = as_pictures(truth[r])
         given = as_pictures(np.where(known[r], truth[r].astype(float), np.nan))
         filled = as_pictures(values["imputed"][r])
-        span = _limits(truth[r], limits, values["imputed"][r])
         error = np.abs(filled - true)
         error = error.mean(-1) if error.ndim == 4 else error
         # Of all channels and slices, not only of what is drawn.
@@ -269,7 +270,7 @@ def draw_generated_neighbours(
     gaps = None if distances is None else canvas.array(distances)
     if gaps is not None and gaps.shape != (len(new),):
         raise argument_error("distances", f"one a pair, ({len(new)},)", gaps)
-    span = _limits(new, limits, old)
+    span = _limits(limits, new, old)
     blocks = []
     for r, pair in enumerate(zip(new, old)):
         rows = [Row(name, as_pictures(images), None, span) for name, images in zip(names, pair)]
@@ -426,18 +427,16 @@ def _colored(row: Row) -> np.ndarray:
     return np.where(unknown[..., None], np.array(_EMPTY), colors)
 
 
-def _limits(
-    images: np.ndarray, limits: tuple[float, float] | None, *others: np.ndarray
-) -> tuple[float, float]:
-    """The values drawn black and white."""
+def _limits(limits: tuple[float, float] | None, *images: np.ndarray) -> tuple[float, float]:
+    """The values drawn black and white in images that are compared."""
     if limits is not None:
         low, high = (float(limit) for limit in limits)
         if not low < high:
             raise argument_error("limits", "(low, high), low below high", str(tuple(limits)))
         return low, high
-    if images.dtype == np.uint8:
+    if images[0].dtype == np.uint8:
         return 0.0, 255.0
-    known = np.concatenate([a[np.isfinite(a)] for a in (images, *others)])
+    known = np.concatenate([a[np.isfinite(a)] for a in images])
     if not known.size or (known.min() >= 0.0 and known.max() <= 1.0):
         return 0.0, 1.0
     low, high = float(known.min()), float(known.max())
@@ -451,7 +450,15 @@ def _top(values: np.ndarray) -> float:
 
 
 def _texts(times: np.ndarray) -> list[str]:
-    return [f"{time:.3g}" for time in times.tolist()]
+    """Times with as many decimals as tell them apart well: to a hundredth of their smallest distance."""
+    known = times[np.isfinite(times)].astype(np.float64)
+    distances = np.diff(np.unique(known))
+    apart = float(distances.min()) if distances.size else 1.0
+    for decimals in range(_MOST_DECIMALS + 1):
+        if np.abs(known.round(decimals) - known).max(initial=0.0) <= 0.01 * apart:
+            break
+    texts = [f"{time:.{decimals}f}" for time in times.tolist()]
+    return [text.rstrip("0").rstrip(".") if "." in text else text for text in texts]
 
 
 def _short(value: float) -> str:
