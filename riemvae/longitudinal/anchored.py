@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -34,7 +35,8 @@ class AnchoredGuide(EncodedGuide):
 
     The guide owns the anchor ``j``: each subject has one of its own, among its *observed* visits. With
     ``anchors="random"`` a call draws one for each subject, the same for all draws of that call (algorithm 6;
-    the published estimate of the likelihood). With ``anchors="mixture"`` ``z_0`` comes from the mixture
+    the published estimate of the likelihood, where a subject's draws are of one call; :meth:`anchored_at`
+    keeps them to one anchor over several). With ``anchors="mixture"`` ``z_0`` comes from the mixture
     ``mean_k q_k(z_0)`` over the subject's observed visits, the draws of a call spread evenly over them: the
     balance heuristic, under :func:`riemvae.log_likelihood` the multi-anchor estimate, and a tighter bound to
     train on, for an encoding of all visits.
@@ -92,6 +94,16 @@ class AnchoredGuide(EncodedGuide):
             self._modules_of_flow = nn.ModuleList([p for p in self.flow if isinstance(p, nn.Module)])
         self.context = context
         self.anchors = check_choice("anchors", anchors, list(ANCHORS))
+        self._chosen: Tensor | None = None
+
+    @contextmanager
+    def anchored_at(self, visit: Tensor) -> Iterator[None]:
+        """Within, random anchors are these observed visits ``(B,)`` of the subjects of each call."""
+        before, self._chosen = self._chosen, visit
+        try:
+            yield
+        finally:
+            self._chosen = before
 
     @property
     def dynamics(self) -> Dynamics:
@@ -124,7 +136,7 @@ class AnchoredGuide(EncodedGuide):
         rest = (data.times, bound.get("covariates"), unseen)
         if self.anchors == "mixture":
             return AnchorMixture(self.visit_posterior(data), self.dynamics, anchorable, *rest)
-        visit = torch.multinomial(anchorable.to(torch.get_default_dtype()), 1).squeeze(1)
+        visit = random_visits(anchorable) if self._chosen is None else self._chosen
         return AnchorPosterior(self.visit_posterior(data, visit), self.dynamics, visit, *rest)
 
     def _prior(self, data: Seen) -> TorchDistribution:
@@ -190,6 +202,13 @@ def _stand_ins(observed: Tensor) -> tuple[Tensor, Tensor]:
 def _one_visit(values: Tensor, visit: Tensor) -> Tensor:
     """``(B, T, ...)`` at ``visit (B,)``, ``(B, ...)``."""
     return values[torch.arange(len(visit), device=visit.device), visit]
+
+
+def random_visits(anchorable: Tensor) -> Tensor:
+    """One of the visits that may be anchors, ``(B,)``; a single visit takes no random number."""
+    if anchorable.shape[1] == 1:
+        return torch.zeros(len(anchorable), dtype=torch.long, device=anchorable.device)
+    return torch.multinomial(anchorable.to(torch.get_default_dtype()), 1).squeeze(1)
 
 
 def anchorable_visits(observed: Tensor) -> Tensor:

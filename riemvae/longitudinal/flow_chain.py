@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform
 
 from riemvae._checks import argument_error, check_count, check_last_dim
 from riemvae._modes import in_evaluation_mode
@@ -63,6 +64,8 @@ class FlowChain(Dynamics):
                 )
             if isinstance(part, nn.Module) and not isinstance(features, int):
                 _try(part, latent_dim)
+            elif isinstance(part, Transform) and part.forward_shape((latent_dim,)) != (latent_dim,):
+                raise argument_error("transitions", f"transforms of {latent_dim} to as many features", part)
         self.num_visits = len(parts) + 1
         modules = all(isinstance(part, nn.Module) for part in parts)
         self.transitions: Any = nn.ModuleList(parts) if modules else tuple(parts)
@@ -125,9 +128,10 @@ def _is_bijection(part: Any) -> bool:
     if hasattr(part, "condition"):
         return False
     try:
-        return bool(sampling_transform(part).bijective)
+        transform = sampling_transform(part)
     except ValueError:
         return False
+    return bool(transform.bijective)
 
 
 def _try(part: nn.Module, latent_dim: int) -> None:

@@ -91,6 +91,7 @@ class LongitudinalVAE(PyroModule):
         self.likelihood = likelihoods.by_name(likelihood) if isinstance(likelihood, str) else likelihood
         if isinstance(prior, FixedPrior):
             self._checked_prior(prior.distribution)
+            _check_support(prior.distribution)
 
     @property
     def latent_dim(self) -> int:
@@ -233,3 +234,15 @@ def masked_values(distribution: Any, pixel_mask: Tensor) -> Any:
             "mask whole visits with observed=",
         )
     return dist.Independent(dist.MaskedDistribution(base, pixel_mask), event_dim)
+
+
+def _check_support(prior: Any) -> None:
+    """Refuses a prior of positive latents or of a box: flows and encoders go everywhere."""
+    try:
+        everywhere = all(
+            bool(prior.support.check(torch.full(prior.event_shape, v)).all()) for v in (-1e3, 1e3)
+        )
+    except NotImplementedError:
+        return
+    if not everywhere:
+        raise argument_error("prior", "a distribution of all real vectors", f"support {prior.support}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -53,8 +54,9 @@ class FixedPrior(nn.Module):
             trainable.
 
     Raises:
-        ValueError: Another shape, or a tensor that requires gradients: a stored distribution would keep the
-            graph of its first use and break at the second training step.
+        ValueError: A distribution of torch, which no Pyro model can sample; another shape, or a tensor that
+            requires gradients: a stored distribution would keep the graph of its first use and break at the
+            second training step.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -64,6 +66,13 @@ class FixedPrior(nn.Module):
 
     def __init__(self, distribution: TorchDistribution) -> None:
         super().__init__()
+        if not isinstance(distribution, TorchDistributionMixin):
+            raise argument_error(
+                "prior",
+                "a distribution of pyro.distributions",
+                f"{type(distribution).__name__} of {type(distribution).__module__}",
+                "Pyro has one of the same name",
+            )
         if len(distribution.event_shape) != 1 or len(distribution.batch_shape) != 0:
             raise argument_error(
                 "prior",

@@ -159,6 +159,10 @@ def lay_sequences(
         likelihood = Gaussian()
     elif isinstance(likelihood, str):
         likelihood = likelihoods.by_name(likelihood)
+    elif not isinstance(likelihood, Likelihood):
+        raise argument_error("likelihood", "a name or a riemvae.likelihoods.Likelihood", likelihood)
+    if hidden is not None and not isinstance(hidden, Sequence):
+        raise argument_error("hidden", "widths of layers, such as (512, 128)", hidden)
     architecture = ("table_6_4" if len(shape) == 3 else "mlp") if architecture is None else architecture
     sizes = {} if hidden is None else {"hidden": tuple(hidden)}
     if encoder is None:

@@ -57,6 +57,18 @@ def build_sequences(
     shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
     if num_visits is not None:
         check_count("num_visits", num_visits)
+    if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
+        raise argument_error(
+            "preprocessing",
+            "None or a riemvae.data.Preprocessing, such as a fitted Standardize",
+            preprocessing,
+        )
+    if recipe is linear_trajectory and len(shape) == 1:
+        for part, given in (("encoder", encoder), ("decoder", decoder)):
+            if given is not None:
+                raise argument_error(
+                    part, "None for scores, whose lines are their own features", given, "see mapping_hidden="
+                )
     with forked(seed):
         bricks = lay_sequences(
             shape, latent_dim, num_visits, likelihood, architecture, hidden, encoder, decoder

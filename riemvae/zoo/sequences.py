@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_choice, check_count
 from riemvae._recipe import recipe
@@ -17,13 +17,17 @@ from riemvae.data import Preprocessing
 from riemvae.data.sequences import Sequences
 from riemvae.guides import GaussianGuide
 from riemvae.inference import ELBO, LogLikelihood, Schedule, fit, log_likelihood
+from riemvae.inference.batches import takes_missing
 from riemvae.inference.fit import Fit
 from riemvae.longitudinal import AnchoredGuide, FlowChain, LongitudinalVAE, TimeFeatures
+from riemvae.longitudinal.anchored import anchorable_visits, random_visits
 from riemvae.longitudinal.generation import generate
 from riemvae.longitudinal.imputation import Imputation, impute
+from riemvae.longitudinal.linear_trajectory import TrajectoryEncoder
 from riemvae.longitudinal.posterior_draws import METHODS, LatentDraws, draw_posterior
 from riemvae.longitudinal.subject_batch import anchored
 from riemvae.networks.sequence import SequenceEncoder
+from riemvae.priors import StandardNormal
 from riemvae.zoo.trained import Trained
 
 # Of all epochs, at most this share are spent on the warm-up.
@@ -96,6 +100,8 @@ class SequenceAutoencoder(Trained):
                 data = Sequences.of(x.x, **{**known, **changes}, labels=x.labels, subjects=x.subjects)
         elif isinstance(x, dict):
             data = Sequences.of(**{**x, **changes})
+        elif isinstance(x, tuple) and len(x) == 2 and _is_mask(x[1]) and "observed" not in changes:
+            data = Sequences.of(x[0], observed=x[1], **changes)
         else:
             data = Sequences.of(x, **changes)
         if tuple(data.x.shape[2:]) != self.input_shape:
@@ -113,6 +119,7 @@ class SequenceAutoencoder(Trained):
             raise argument_error(
                 "times", "the times of the visits, (N, T)", None, "this model is a function of time"
             )
+        self._check_covariates(given.get("covariates"), *self._parts())
         wanted = max(int(getattr(part, "covariates", 0)) for part in self._parts())
         if wanted and (data.covariates is None or data.covariates.shape[-1] != wanted):
             raise argument_error(
@@ -127,6 +134,16 @@ class SequenceAutoencoder(Trained):
 
     def _prepared(self, raw: Sequences) -> Sequences:
         weight = self._weight
+        if raw.times is not None:
+            distances, rounded = (t[:, :, None] - t[:, None] for t in (raw.times, raw.times.to(weight.dtype)))
+            pairs = raw.observed[:, :, None] & raw.observed[:, None]
+            if bool((pairs & (distances != 0) & (rounded == 0)).any()):
+                raise argument_error(
+                    "times",
+                    f"times of a subject that {weight.dtype} can tell apart",
+                    raw.times,
+                    "count them from a common beginning, or in larger units: years rather than seconds",
+                )
         return replace(raw, x=self._processed(raw.x)).to(weight.device, weight.dtype)
 
     def sequences(
@@ -141,8 +158,8 @@ class SequenceAutoencoder(Trained):
         """The data as the model sees them: checked, preprocessed, on its device.
 
         Args:
-            x: Sequences as an array, a ragged list, a mapping of these arguments, or
-                :class:`~riemvae.data.Sequences`.
+            x: Sequences as an array, a ragged list, a mapping of these arguments, a pair ``(x, observed)``,
+                or :class:`~riemvae.data.Sequences`.
             observed: ``(N, T)``.
             pixel_mask: As ``x``.
             times: ``(N, T)``.
@@ -197,7 +214,6 @@ class SequenceAutoencoder(Trained):
             Itself. A training that is interrupted ends with the part that it was in, which ``fit_`` then
             tells of.
         """
-        self._check_covariates(covariates, *self._parts())
         data, val = self._training_data(x, observed, pixel_mask, times, covariates, val_data)
         epochs = self._warmup_epochs(check_count("max_epochs", max_epochs), warmup)
         if epochs and options.get("resume") is None:
@@ -224,6 +240,8 @@ class SequenceAutoencoder(Trained):
         self, data: Sequences, val: Sequences | None, epochs: int, options: dict[str, Any]
     ) -> None:
         """The training of model and guide, from data that are prepared."""
+        if not self._knows_unseen:  # who would pull on the prior
+            data, val = (None if d is None else self._informative(d) for d in (data, val))  # type: ignore[assignment]
         self.fit_ = fit(
             self.model,
             self.guide,
@@ -282,7 +300,10 @@ class SequenceAutoencoder(Trained):
         chosen = {key: options[key] for key in kept if key in options}
         size = options.get("batch_size")
         if size is not None:  # as many visits a step as the sequences have
-            size = max(1, round(size * int(data.observed.sum()) / len(data)))
+            count = len(visits["x"])
+            size = max(1, round(size * count / len(data)))
+            while 1 < size < count and count % size == 1:  # one visit alone has no batch statistics
+                size += 1
         return fit(
             single,
             single_guide,
@@ -346,9 +367,40 @@ class SequenceAutoencoder(Trained):
                 are divided by the number of visits.
             options: Those of :func:`riemvae.log_likelihood`.
         """
+        data = self.sequences(x, observed, pixel_mask, times, covariates)
+        known = self._seen_visits(data).any(1)
+        asked = known | (self._knows_unseen | ~known.any())
+        batch: dict[str, Any] = self._batch(data[asked])
+        model, guide = self.model, self.guide
         with self._evaluating(), self._anchors(estimator):
-            batch = self._batch(self.sequences(x, observed, pixel_mask, times, covariates))
-            return log_likelihood(self.model, self.guide, batch, num_samples, chunk_size, seed, **options)
+            if isinstance(guide, AnchoredGuide) and guide.anchors == "random":
+                # Beside the data, so that draws in several parts are of one anchor.
+                with forked(seed):
+                    batch["anchor"] = random_visits(anchorable_visits(self._seen_visits(data[asked])))
+                    seed = None if seed is None else int(torch.randint(2**31, ()))
+                model, guide = WithAnchor(model), WithAnchor(guide)
+            result = log_likelihood(model, guide, batch, num_samples, chunk_size, seed, **options)
+        return result if self._knows_unseen else _certain(result, asked, ~known)
+
+    @property
+    def _knows_unseen(self) -> bool:
+        """Whether the guide gives the prior to subjects of whom nothing is seen.
+
+        Anchored guides ask the model for it; encoders of all visits take it to be ``N(0, I)``, and the one of
+        trajectories has the deviations of its own.
+        """
+        encoder = getattr(self.guide, "encoder", None)
+        if isinstance(self.guide, AnchoredGuide) or not isinstance(encoder, SequenceEncoder):
+            return True
+        return isinstance(encoder, TrajectoryEncoder) or isinstance(self.model.prior, StandardNormal)
+
+    def _informative(self, data: Sequences) -> Sequences:
+        known = self._seen_visits(data).any(1)
+        return data[known] if bool(known.any()) else data
+
+    def _seen_visits(self, data: Sequences) -> Tensor:
+        """Visits ``(N, T)`` of which anything is seen."""
+        return self.model.seen_part(data.x, data.observed, data.pixel_mask, None).observed  # type: ignore[no-any-return]
 
     # -- latent space, imputation --------------------------------------------------------------------------
 
@@ -402,6 +454,10 @@ class SequenceAutoencoder(Trained):
         z: Tensor = self.model.trajectory(z_0.to(self._weight), *rows)
         return z.transpose(0, 1)
 
+    def reconstruct(self, x: Any, observed: Any = None, **options: Any) -> Tensor:
+        """Decoder means of all visits, seen or not, ``(N, T, *input_shape)``: ``imputation(...).mean``."""
+        return self.imputation(x, observed, **options).mean
+
     def imputation(
         self,
         x: Any,
@@ -430,8 +486,9 @@ class SequenceAutoencoder(Trained):
                 num_draws=num_draws,
                 **options,
             ).map(self._undone)
-        # Seen values bit for bit: undoing a preprocessing rounds.
-        return replace(result, filled=torch.where(result.missing, result.filled, raw.x.to(result.filled)))
+        # Seen values bit for bit, double precision too: undoing a preprocessing rounds.
+        filled = result.filled.to(torch.promote_types(result.filled.dtype, raw.x.dtype))
+        return replace(result, filled=torch.where(result.missing, filled, raw.x.to(filled)))
 
     def impute(self, x: Any, observed: Any = None, **options: Any) -> Tensor:
         """``(N, T, *input_shape)``: what was seen as given, what was not by the posterior mean.
@@ -480,6 +537,45 @@ class SequenceAutoencoder(Trained):
     def _rows(self, value: Any, n: int) -> Tensor:
         tensor = torch.as_tensor(value).to(self._weight)
         return tensor.expand(n, -1) if tensor.dim() == 1 else tensor
+
+
+def _certain(result: LogLikelihood, asked: Tensor, unseen: Tensor) -> LogLikelihood:
+    """The estimates of those that were asked for, among all; of whom nothing is seen ``log p`` is 0."""
+    exact = {"ess": float(result.num_samples), "khat": -torch.inf, "samples": result.num_samples}
+    changes: dict[str, Any] = {}
+    for part in fields(result):
+        value = getattr(result, part.name)
+        if isinstance(value, Tensor) and value.shape == asked[asked].shape:
+            whole = value.new_zeros(asked.shape)
+            whole[asked.to(value.device)] = value
+            whole[unseen.to(value.device)] = exact.get(part.name, 0)
+            changes[part.name] = whole
+    return replace(result, **changes)
+
+
+def _is_mask(value: Any) -> bool:
+    """Whether a second array is which visits were observed, rather than another sequence."""
+    return str(getattr(value, "dtype", None)) in ("bool", "torch.bool") and value.ndim == 2
+
+
+class WithAnchor(nn.Module):
+    """A model or a guide whose data name the visit that each subject is anchored at.
+
+    Args:
+        part: The model, or its anchored guide.
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.takes_missing = takes_missing(part)
+
+    def forward(self, anchor: Tensor, **arguments: Any) -> Any:
+        """The part on the other arguments."""
+        if not isinstance(self.part, AnchoredGuide):
+            return self.part(**arguments)
+        with self.part.anchored_at(anchor):
+            return self.part(**arguments)
 
 
 def single_visits(data: Sequences, times: bool = False, covariates: bool = False) -> dict[str, Tensor]:

@@ -300,6 +300,7 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
                 centred and independent as the prior has them.
         """
         check_count("n", n)
+        self._check_covariates(covariates, *self._parts())
         if times is None:
             raise argument_error("times", "the times to draw at, (T,) or (n, T)", None)
         source: Any = spatial

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from longitudinal_oracles import AffineDecoder, AffineSequences
@@ -461,3 +462,178 @@ def test_covariates_that_a_model_was_built_with_are_asked_for_at_once():
             with pytest.raises(ValueError, match=r"^covariates: expected a tensor \(4, 2\)") as caught:
                 call(x, times=times, **given)
             assert "Trace Shapes" not in str(caught.value)
+
+
+# -- estimates, priors and arguments -------------------------------------------------------------------------
+
+
+def test_the_single_estimate_is_of_one_anchor_however_its_draws_are_split(monkeypatch):
+    from riemvae.longitudinal.anchored import AnchoredGuide
+
+    oracle = AffineSequences(num_visits=4)
+    ae = oracle_autoencoder(oracle)
+    x, used = oracle.sample(3), []
+    visit_posterior = AnchoredGuide.visit_posterior
+
+    def noting(self, data, visit=None):
+        used.append((data.x[:, 0, 0].tolist(), visit.tolist()))
+        return visit_posterior(self, data, visit)
+
+    monkeypatch.setattr(AnchoredGuide, "visit_posterior", noting)
+    for options in ({"chunk_size": 4}, {"chunk_size": 4, "target_mcse": 1e-9, "max_samples": 160}):
+        used.clear()
+        ae.log_likelihood(x, num_samples=20, estimator="single", seed=3, **options)
+        anchors = {}
+        for subjects, visits in used:
+            for subject, visit in zip(subjects, visits):
+                anchors.setdefault(subject, set()).add(visit)
+        assert len(anchors) == 3 and all(len(visits) == 1 for visits in anchors.values())
+    assert len(used) > 10
+    chosen = set()
+    for seed in range(12):
+        used.clear()
+        ae.log_likelihood(x[:1], num_samples=2, estimator="single", seed=seed)
+        chosen |= {visit for _, visits in used for visit in visits}
+    assert chosen == {0, 1, 2, 3}
+
+
+def test_one_visit_takes_no_random_number_for_its_anchor():
+    """``T = 1`` is the VAE to the last bit."""
+    ae = rv.zoo.build("lvae", (5,), num_visits=1, latent_dim=2, hidden=(8,), seed=0)
+    vae = rv.VAE(ae.model.decoder, latent_dim=2, likelihood="gaussian")
+    guide = rv.guides.GaussianGuide(vae, ae.guide.encoder)
+    x = toy(6, 1, 5)
+    losses = []
+    for model, g, data in ((ae.model, ae.guide, x), (vae, guide, x[:, 0])):
+        torch.manual_seed(0)
+        losses.append(float(rv.ELBO().differentiable_loss(model, g, data)))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("inference", ["anchor", "mixture", "set", "experts", "recurrent"])
+def test_a_subject_of_whom_nothing_is_seen_has_likelihood_one_under_any_prior(inference):
+
+    prior = pyro.distributions.Normal(torch.tensor([3.0, -1.0]), torch.tensor([0.5, 2.0])).to_event(1)
+    options = {"latent_dim": 2, "hidden": (8,), "inference": inference, "prior": prior, "seed": 0}
+    ae = rv.zoo.build("lvae", (3,), num_visits=3, **options)
+    x, observed = toy(4, 3, 3), torch.ones(4, 3, dtype=torch.bool)
+    observed[1] = observed[3] = False
+    ll = ae.log_likelihood(x, observed, num_samples=10, seed=0)
+    assert ll.log_prob[[1, 3]].tolist() == [0.0, 0.0] and ll.ess[1] == 10 and ll.mcse[1] == 0
+    assert (ll.log_prob[[0, 2]] < 0).all()
+    nothing = ae.log_likelihood(x, torch.zeros_like(observed), num_samples=10, seed=0)
+    assert nothing.log_prob.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("inference", ["mixture", "set"])
+def test_subjects_of_whom_nothing_is_seen_do_not_train_a_prior(inference):
+    x, observed = toy(12, 3, 3), torch.ones(12, 3, dtype=torch.bool)
+    observed[8:] = False
+    states = []
+    for rows in (slice(None), slice(8)):
+        options = {"latent_dim": 2, "hidden": (8,), "inference": inference, "warmup": 0, "seed": 0}
+        ae = rv.zoo.build("lvae", (3,), num_visits=3, prior="vamp", components=3, **options)
+        ae.fit(x[rows], observed[rows], max_epochs=1, batch_size=None, seed=0, progress=False)
+        states.append(ae.model.prior.state_dict())
+    same = [torch.allclose(value, states[1][name], atol=1e-6) for name, value in states[0].items()]
+    assert all(same) if inference == "set" else same  # anchored: nothing but the random numbers differs
+
+
+def test_double_precision_comes_back_as_it_was_given():
+    ae = rv.zoo.build("lvae", (3,), num_visits=3, latent_dim=2, hidden=(8,), seed=0)
+    x, observed = toy(4, 3, 3).double().numpy() + 1e-12, np.eye(4, 3, dtype=bool)
+    observed[3] = True
+    filled = ae.impute(x, observed, num_draws=5, seed=0)
+    assert filled.dtype == torch.float64 and np.array_equal(filled.numpy()[observed], x[observed])
+    bytes_ = torch.randint(0, 256, (4, 3, 3), dtype=torch.uint8)
+    assert ae.impute(bytes_, torch.from_numpy(observed), num_draws=5, seed=0).dtype == torch.float32
+
+
+def test_the_warm_up_leaves_no_visit_alone_for_a_batch_normalisation():
+    encoder = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.out = encoder, nn.Linear(8, 4)
+
+        def forward(self, x):
+            loc, log_scale = self.out(self.net(x)).chunk(2, -1)
+            return loc, log_scale.exp()
+
+    for seen in (17, 21, 22):  # of 24: batches of 8, 10 or 11 visits, some of which would leave one
+        observed = torch.arange(24).reshape(8, 3) < seen
+        observed[:, 0] = True
+        ae = rv.zoo.build("lvae", (3,), num_visits=3, latent_dim=2, encoder=Encoder(), warmup=1, seed=0)
+        ae.fit(toy(8, 3, 3), observed, max_epochs=5, batch_size=4, seed=0, progress=False)
+        assert len(ae.warmup_fit_.history) == 1
+
+
+def test_a_pair_of_values_and_mask_is_taken():
+    x, observed = toy(6, 3, 3), torch.rand(6, 3, generator=torch.Generator().manual_seed(0)) < 0.7
+    ae = rv.zoo.build("visit_vae", (3,), num_visits=3, latent_dim=2, hidden=(8,), seed=0)
+    pair, apart = ae.sequences((x, observed)), ae.sequences(x, observed)
+    assert torch.equal(pair.x, apart.x) and torch.equal(pair.observed, apart.observed)
+    ragged = ae.sequences((x[0], x[1]))
+    assert len(ragged) == 2
+
+
+def test_decoder_means_of_all_visits():
+    ae = rv.zoo.build("lvae", (3,), num_visits=3, latent_dim=2, hidden=(8,), seed=0)
+    x = toy(4, 3, 3)
+    torch.testing.assert_close(
+        ae.reconstruct(x, num_draws=5, seed=0), ae.imputation(x, num_draws=5, seed=0).mean
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda b: b("lvae", likelihood=3), "likelihood: expected a name or a riemvae.likelihoods"),
+        (lambda b: b("lvae", preprocessing="standardize"), "preprocessing: expected None or a riemvae.data"),
+        (lambda b: b("lvae", hidden=5), "hidden: expected widths"),
+        (lambda b: b("linear_trajectory", decoder=nn.Linear(2, 3)), "decoder: expected None for scores"),
+        (lambda b: b("linear_trajectory", encoder=nn.Linear(3, 4)), "encoder: expected None for scores"),
+        (
+            lambda b: b("lvae", prior=torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))),
+            "prior: expected a distribution of pyro.distributions",
+        ),
+        (
+            lambda b: b("lvae", prior=pyro.distributions.HalfNormal(torch.ones(2)).to_event(1)),
+            "prior: expected a distribution of all real vectors",
+        ),
+        (
+            lambda b: b("lvae", transitions=[torch.distributions.StickBreakingTransform()] * 2),
+            "transitions: expected transforms of 2 to as many features",
+        ),
+    ],
+)
+def test_arguments_of_recipes_are_checked(call, words):
+    def build(name, **options):
+        visits = {} if name == "linear_trajectory" else {"num_visits": 3}
+        return rv.zoo.build(name, (3,), latent_dim=2, seed=0, **visits, **options)
+
+    with pytest.raises(ValueError, match=words):
+        call(build)
+
+
+def test_times_that_single_precision_cannot_tell_apart_are_named():
+    ae = rv.zoo.build("continuous_lvae", (3,), latent_dim=2, hidden=(8,), seed=0)
+    days = 738000.0 + torch.tensor([[0.0, 0.01, 0.02]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"^times: expected times of a subject that torch.float32 can tell"):
+        ae.log_likelihood(toy(1, 3, 3), times=days)
+    # Of two subjects they may well be the same.
+    close = torch.tensor([[0.0, 1.0, 2.0], [1e-12, 1.0, 2.0]], dtype=torch.float64)
+    assert ae.sequences(toy(2, 3, 3), times=close).times.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["lvae", "linear_trajectory"])
+def test_covariates_that_no_part_takes_are_refused_everywhere(name):
+    ae, arguments = of_scores(name)
+    x, times = toy(4, 3, 3), {k: v[:4] for k, v in arguments.items() if k == "times"}
+    calls = [ae.log_likelihood, ae.impute, ae.encode, lambda x, **kw: ae.fit(x, progress=False, **kw)]
+    for call in calls:
+        with pytest.raises(ValueError, match="covariates: expected None for a model that takes none"):
+            call(x, covariates=torch.ones(4, 1), **times)
+    with pytest.raises(ValueError, match="covariates: expected None for a model that takes none"):
+        ae.sample(2, covariates=torch.ones(1), **{k: v[0] for k, v in times.items()})
