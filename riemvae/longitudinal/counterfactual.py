@@ -59,7 +59,7 @@ def counterfactual(
     With draws of ``z_base`` given a subject's data under its own covariates, the trajectories under others
     are what the model says would have been seen. They are causal only as far as the model is: its latent
     must not depend on the covariates, and nothing that the model does not know may act on covariates and
-    data.
+    data. Values are those that the model sees: a preprocessing is the caller's to undo.
 
     Args:
         model: A ``LongitudinalVAE``, or what has its ``dynamics`` and ``decoder_mean``.
