@@ -10,6 +10,21 @@ import torch
 from torch import Tensor
 
 
+def summary(values: Any) -> str:
+    """A named tuple of tensors by their shapes, for printing.
+
+    Example:
+        >>> from riemvae.longitudinal import Contrast
+        >>> Contrast(torch.zeros(5, 3), torch.zeros(5, 3))
+        Contrast(first: (5, 3), second: (5, 3))
+    """
+    parts = [
+        f"{name}: {tuple(value.shape) if isinstance(value, Tensor) else value!r}"
+        for name, value in values._asdict().items()
+    ]
+    return f"{type(values).__name__}({', '.join(parts)})"
+
+
 def describe(value: Any) -> str:
     """A short description of ``value`` for an error message.
 

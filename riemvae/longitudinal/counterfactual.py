@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from riemvae._checks import argument_error, check_count
+from riemvae._checks import argument_error, check_count, summary
 from riemvae.longitudinal.imputation import central_interval
 
 
@@ -120,6 +120,9 @@ class Contrast(NamedTuple):
 
     first: Tensor
     second: Tensor
+
+    def __repr__(self) -> str:
+        return summary(self)
 
     @property
     def difference(self) -> Tensor:

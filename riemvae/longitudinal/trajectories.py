@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from riemvae._checks import summary
 from riemvae.longitudinal.model import LongitudinalVAE
 from riemvae.longitudinal.posterior_draws import DrawOptions, draws_of, for_each_subject
 from riemvae.longitudinal.subject_batch import SubjectBatch
@@ -29,6 +30,9 @@ class ConditionalTrajectories(NamedTuple):
     log_weights: Tensor
     z_0: Tensor
     anchor: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return summary(self)
 
     def ranked(self) -> ConditionalTrajectories:
         """The trajectories of each subject by the likelihood of what is seen, the best first (eq. 6.8)."""

@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
-from riemvae._checks import argument_error, check_count
+from riemvae._checks import argument_error, check_count, summary
 from riemvae._modes import in_evaluation_mode
 from riemvae._seeding import forked
 from riemvae.longitudinal.counterfactual import as_like
@@ -27,6 +27,9 @@ class SyntheticTrajectories(NamedTuple):
 
     x: Tensor
     z_0: Tensor
+
+    def __repr__(self) -> str:
+        return summary(self)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from riemvae._checks import argument_error, check_choice, check_count
+from riemvae._checks import argument_error, check_choice, check_count, check_finite
 from riemvae._recipe import recipe
 from riemvae._seeding import forked
 from riemvae.data import Preprocessing
@@ -232,6 +232,8 @@ class SequenceAutoencoder(Trained):
         data = self.sequences(x, observed, pixel_mask, times, covariates)
         val = None if val_data is None else self.sequences(val_data, name="val_data")
         seen = data.seen
+        if not bool(seen.any()):
+            raise argument_error("observed", "at least one visit to train on", "none that is seen")
         self.model.likelihood.validate(torch.where(seen, data.x, torch.zeros_like(data.x)))
         self._fit_times(data)
         return data, val
@@ -450,7 +452,7 @@ class SequenceAutoencoder(Trained):
     @torch.no_grad()
     def trajectory(self, z_0: Tensor, times: Any = None, covariates: Any = None) -> Tensor:
         """The latents of all visits, ``z_0 (n, k) -> (n, T, d)``."""
-        rows = [None if v is None else self._rows(v, len(z_0)) for v in (times, covariates)]
+        rows = [self._rows("times", times, len(z_0)), self._rows("covariates", covariates, len(z_0))]
         z: Tensor = self.model.trajectory(z_0.to(self._weight), *rows)
         return z.transpose(0, 1)
 
@@ -520,7 +522,7 @@ class SequenceAutoencoder(Trained):
         """
         check_count("n", n)
         self._check_covariates(covariates, self.model.dynamics)
-        rows = [None if v is None else self._rows(v, n) for v in (times, covariates)]
+        rows = [self._rows("times", times, n), self._rows("covariates", covariates, n)]
         with self._evaluating(), forked(seed):
             return self._undone(generate(self.model, n, *rows, noise=noise))
 
@@ -534,8 +536,15 @@ class SequenceAutoencoder(Trained):
                 "build it with covariates=, where its recipe has them",
             )
 
-    def _rows(self, value: Any, n: int) -> Tensor:
-        tensor = torch.as_tensor(value).to(self._weight)
+    def _rows(self, name: str, value: Any, n: int) -> Any:
+        """Numbers ``(n, k)`` of each of ``n`` subjects, or of all alike; None stays."""
+        if value is None:
+            return None
+        try:
+            tensor = torch.as_tensor(value).to(self._weight)
+        except (TypeError, ValueError) as error:
+            raise argument_error(name, "numbers", value, "dates as years, texts by one_hot") from error
+        check_finite(name, tensor)
         return tensor.expand(n, -1) if tensor.dim() == 1 else tensor
 
 

@@ -315,7 +315,8 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
                     raise RuntimeError(f"the mixture of spatial={chosen!r} is fitted by fit(x)")
                 source = mixture()
         with self._evaluating(), forked(seed):
-            drawn = sample_trajectories(self.model, self._rows(times, n), source, size=n, noise=noise)
+            rows = self._rows("times", times, n)
+            drawn = sample_trajectories(self.model, rows, source, size=n, noise=noise)
             return self._undone(drawn.x)
 
 

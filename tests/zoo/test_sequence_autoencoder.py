@@ -616,6 +616,19 @@ def test_arguments_of_recipes_are_checked(call, words):
         call(build)
 
 
+def test_samples_are_of_numbers_and_trainings_of_something():
+    ae, arguments = of_scores("continuous_lvae", covariates=1)
+    with pytest.raises(ValueError, match=r"^times: expected"):
+        ae.sample(2, times=[0.0, float("nan")], covariates=[0.0])
+    with pytest.raises(ValueError, match=r"^times: expected numbers.*years"):
+        ae.sample(2, times=["2010-01-01"], covariates=[0.0])
+    with pytest.raises(ValueError, match=r"^covariates: expected numbers.*one_hot"):
+        ae.sample(2, times=[0.0], covariates=["AD"])
+    ae, arguments = of_scores("lvae")
+    with pytest.raises(ValueError, match=r"^observed: expected at least one visit to train on"):
+        ae.fit(toy(20, 3, 3), torch.zeros(20, 3, dtype=torch.bool), **arguments)
+
+
 def test_times_that_single_precision_cannot_tell_apart_are_named():
     ae = rv.zoo.build("continuous_lvae", (3,), latent_dim=2, hidden=(8,), seed=0)
     days = 738000.0 + torch.tensor([[0.0, 0.01, 0.02]], dtype=torch.float64)
