@@ -319,6 +319,17 @@ def test_time_colours_arrows():
     np.testing.assert_array_equal(many.get_array(), np.arange(20).repeat(2))
 
 
+def test_lines_of_vectors_say_what_they_are():
+    x, seen = torch.rand(2, 4, 2), torch.ones(2, 4, dtype=torch.bool)
+    for axs, label in (
+        (draw_sequences(x, seen, score_names=["m", "l"]), "visit"),
+        (draw_imputation(x, x, seen, score_names=["m", "l"], times=torch.arange(4.0)), "time"),
+    ):
+        figure = axs[0].figure
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["m", "l"]
+        assert figure.get_supxlabel() == label
+
+
 def test_images_of_one_figure_have_one_scale():
     x = torch.rand(2, 3, 4, 4)
     x[1, 0, 0, 0] = -0.5  # one value outside (0, 1) turned that sequence grey, and not the other

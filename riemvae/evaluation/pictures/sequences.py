@@ -27,6 +27,7 @@ def draw_sequences(
     *,
     row_labels: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
+    score_names: Sequence[str] | None = None,
     times: Any | None = None,
     limits: tuple[float, float] | None = None,
     seen_color: Any = SEEN,
@@ -45,6 +46,7 @@ def draw_sequences(
         observed: ``(R, T)`` boolean, or a list of these (an entry may be None); None draws no frames.
         row_labels: a name each row, of all groups in their order.
         names: a title each group.
+        score_names: of the numbers of vectors.
         times: ``(T,)``, written under the columns; ``(R, T)``, written over each image; or a list of these.
         limits: the values drawn black and white, in all images alike; None is ``(0, 1)`` for values in it,
             (0, 255) for bytes, and else the least and the largest of all.
@@ -85,7 +87,7 @@ def draw_sequences(
     _check_texts("row_labels", row_labels, count)
     _check_texts("names", names, len(groups))
     if all(group.ndim == 3 for group in groups):
-        return _lines(groups, masks, clocks, row_labels, names, axs, path)
+        return _lines(groups, masks, clocks, row_labels, names, score_names, axs, path)
     first = 0
     blocks = []
     span = _limits(limits, *groups)
@@ -116,6 +118,7 @@ def draw_imputation(
     *,
     pixel_mask: Any | None = None,
     names: Sequence[str] | None = None,
+    score_names: Sequence[str] | None = None,
     times: Any | None = None,
     limits: tuple[float, float] | None = None,
     seen_color: Any = SEEN,
@@ -139,6 +142,7 @@ def draw_imputation(
         upper: its upper end.
         pixel_mask: which pixels of the seen visits were seen, of the shape of `x`, boolean; None: all.
         names: of the subjects.
+        score_names: of the numbers of vectors.
         times: ``(T,)`` or ``(R, T)``, written under the columns.
         limits: the values drawn black and white, as in ``draw_sequences``.
         seen_color: of the frames of seen visits.
@@ -191,9 +195,7 @@ def draw_imputation(
         number = np.broadcast_to(np.arange(truth.shape[1]), seen.shape) if clock is None else clock
         band = [values.get("lower", [None] * count), values.get("upper", [None] * count)]
         panels = [Series(*parts) for parts in zip(number, truth, known, values["imputed"], *band)]
-        axes = draw_series(panels, names, None, axs)
-        canvas.finish(axes[0], path)
-        return axes
+        return _series(panels, names, score_names, clock is not None, axs, path)
     blocks = []
     span = _limits(limits, truth, values["imputed"])
     for r in range(count):
@@ -486,6 +488,7 @@ def _lines(
     clocks: Sequence[np.ndarray | None],
     labels: Sequence[str] | None,
     names: Sequence[str] | None,
+    score_names: Sequence[str] | None,
     axs: Any | None,
     path: str | os.PathLike[str] | None,
 ) -> np.ndarray:
@@ -496,6 +499,21 @@ def _lines(
         number = np.broadcast_to(np.arange(group.shape[1]) if clock is None else clock, group.shape[:2])
         panels += [Series(number[r], group[r], seen[r], group[r]) for r in range(len(group))]
         titles += [f"{names[k]} {r + 1}" if names is not None else "" for r in range(len(group))]
-    axes = draw_series(panels, titles if labels is None else labels, None, axs)
+    timed = any(clock is not None for clock in clocks)
+    return _series(panels, titles if labels is None else labels, score_names, timed, axs, path)
+
+
+def _series(
+    panels: Sequence[Series],
+    names: Sequence[str] | None,
+    score_names: Sequence[str] | None,
+    timed: bool,
+    axs: Any | None,
+    path: str | os.PathLike[str] | None,
+) -> np.ndarray:
+    """Panels of lines, over times or numbers of visits."""
+    axes = draw_series(panels, names, score_names, axs)
+    if axs is None:
+        axes[0].figure.supxlabel("time" if timed else "visit", fontsize="medium")
     canvas.finish(axes[0], path)
     return axes
