@@ -372,13 +372,14 @@ class SequenceAutoencoder(Trained):
         data = self.sequences(x, observed, pixel_mask, times, covariates)
         known = self._seen_visits(data).any(1)
         asked = known | (self._knows_unseen | ~known.any())
-        batch: dict[str, Any] = self._batch(data[asked])
+        data = data if bool(asked.all()) else data[asked]
+        batch: dict[str, Any] = self._batch(data)
         model, guide = self.model, self.guide
         with self._evaluating(), self._anchors(estimator):
             if isinstance(guide, AnchoredGuide) and guide.anchors == "random":
                 # Beside the data, so that draws in several parts are of one anchor.
                 with forked(seed):
-                    batch["anchor"] = random_visits(anchorable_visits(self._seen_visits(data[asked])))
+                    batch["anchor"] = random_visits(anchorable_visits(self._seen_visits(data)))
                     seed = None if seed is None else int(torch.randint(2**31, ()))
                 model, guide = WithAnchor(model), WithAnchor(guide)
             result = log_likelihood(model, guide, batch, num_samples, chunk_size, seed, **options)
@@ -402,7 +403,8 @@ class SequenceAutoencoder(Trained):
 
     def _seen_visits(self, data: Sequences) -> Tensor:
         """Visits ``(N, T)`` of which anything is seen."""
-        return self.model.seen_part(data.x, data.observed, data.pixel_mask, None).observed  # type: ignore[no-any-return]
+        mask = data.pixel_mask
+        return data.observed if mask is None else data.observed & mask.flatten(2).any(-1)
 
     # -- latent space, imputation --------------------------------------------------------------------------
 
