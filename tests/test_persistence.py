@@ -893,7 +893,7 @@ def sequence_bricks():
         lo.VisitLatents(3, D), lo.RepeatedPrior(priors.StandardNormal(D), 3), lo.VisitEncoder(visit()),
         lo.VisitEncoder(visit(), priors.StandardNormal(D)),
         lo.TopographicLatents(3, D, 1, neighbours=0), lo.TopographicEncoder(visit(), visit()),
-        lo.GaussianProcessEncoder(visit(), process),
+        lo.GaussianProcessEncoder(visit(), process, 3.0),
         lo.LinearTrajectory(3).fit_times(torch.rand(3, 4)), lines, lo.OnFeatures(visit(), lines),
         lo.FeatureDecoder(MLPDecoder(3, D), MLPDecoder(D, P), frozen=False),
         lo.LengthAveraged(), lo.VisitDropout(ELBO(beta=0.5), 0.3),

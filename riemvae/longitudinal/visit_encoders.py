@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from riemvae._checks import argument_error
+from riemvae._checks import argument_error, check_positive
 from riemvae._recipe import recipe
 from riemvae.distributions.gaussian_process import GaussianProcess, accurate
 from riemvae.guides.amortized import required_arguments
@@ -178,10 +178,13 @@ class GaussianProcessEncoder(nn.Module):
         encoder: Of one visit, ``x (n, *shape) -> (loc, scale)``, each ``(n, d)``; one that requires a second
             argument is told the pixel mask.
         prior: The model's own prior, the same module: a lengthscale is then trained through both.
+        max_scale: Bounds the deviations from above: ``1/scale² + 1/max_scale²`` are the precisions. Without a
+            bound the posterior may go to the prior early in training and stay there, as a visit of no
+            precision has no gradient for its values. None bounds nothing.
 
     Raises:
-        ValueError: What is no callable or no such prior; when called, what :class:`VisitEncoder` raises, an
-            encoder of another number of dimensions than the prior's.
+        ValueError: What is no callable or no such prior, a bound that is not positive; when called, what
+            :class:`VisitEncoder` raises, an encoder of another number of dimensions than the prior's.
 
     Source: Pearce (2020), The Gaussian process prior VAE for interpretable latent dynamics from pixels.
 
@@ -194,12 +197,17 @@ class GaussianProcessEncoder(nn.Module):
 
     covariates = 0
 
-    def __init__(self, encoder: Callable[..., Any], prior: GaussianProcessPrior) -> None:
+    def __init__(
+        self, encoder: Callable[..., Any], prior: GaussianProcessPrior, max_scale: float | None = None
+    ) -> None:
         super().__init__()
         self.encoder = _checked("encoder", encoder)
         if not isinstance(prior, GaussianProcessPrior):
             raise argument_error("prior", "the model's GaussianProcessPrior", prior)
         self.prior = prior
+        if max_scale is not None:
+            check_positive("max_scale", max_scale)
+        self.max_scale = max_scale
 
     def forward(
         self,
@@ -220,7 +228,8 @@ class GaussianProcessEncoder(nn.Module):
                 "the prior has",
                 f"{loc.shape[1]} visits in {loc.shape[2]}",
             )
-        precision = torch.where(data.observed.unsqueeze(-1), scale.square().reciprocal(), 0.0)
+        least = 0.0 if self.max_scale is None else self.max_scale**-2
+        precision = torch.where(data.observed.unsqueeze(-1), scale.square().reciprocal() + least, 0.0)
         return condition(process, loc, precision)
 
 

@@ -43,12 +43,14 @@ def gp_vae(
     kernel: str = "cauchy",
     lengthscale: float | None = None,
     learn_lengthscale: bool = False,
+    max_scale: float | None = 3.0,
 ) -> SequenceAutoencoder:
     """A VAE whose visits' latents are Gaussian processes in time.
 
     ``kernel`` is a name of :class:`~riemvae.priors.GaussianProcessPrior`: ``"rbf"``, ``"cauchy"``,
     ``"diffusion"``, ``"matern"``... The posterior is the process given the encoder's Gaussians as
-    observations, so that missing visits follow from their neighbours.
+    observations, so that missing visits follow from their neighbours; ``max_scale`` bounds their
+    deviations, without which the posterior may collapse to the prior.
 
     Source: Fortuin, Baranchuk, Rätsch and Mandt (2020); posterior: Pearce (2020).
     """
@@ -57,7 +59,7 @@ def gp_vae(
     )
     dynamics = VisitLatents(bricks.num_visits, bricks.latent_dim)
     model = LongitudinalVAE(bricks.decoder, dynamics, prior, bricks.likelihood)
-    guide = GaussianGuide(model, GaussianProcessEncoder(bricks.encoder, prior), latent=model.site)
+    guide = GaussianGuide(model, GaussianProcessEncoder(bricks.encoder, prior, max_scale), latent=model.site)
     return SequenceAutoencoder(model, guide, bricks.input_shape)
 
 

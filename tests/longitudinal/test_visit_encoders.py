@@ -225,6 +225,28 @@ def test_white_is_each_visit_by_itself_times_the_normal():
     assert float(off.detach().abs().max()) < 1e-12
 
 
+def test_bounded_deviations_leave_a_gradient_to_the_values():
+    """Unbounded, a posterior that has gone to the prior stays there."""
+    prior = GaussianProcessPrior(T, D, "white").double()
+    x, observed, _, _ = sequences()
+    gradients = {}
+    for bound in (None, 2.0):
+        value = torch.zeros(1, D, dtype=torch.float64, requires_grad=True)
+
+        def vague(x, value=value):
+            return value.expand(len(x), D), torch.full((len(x), D), 1e12, dtype=torch.float64)
+
+        law = GaussianProcessEncoder(vague, prior, bound)(x, observed, None, None, None)
+        gradients[bound] = float(torch.autograd.grad(law.mean.sum(), value)[0].sum())
+    seen = D * int(observed.sum())
+    assert abs(gradients[None]) < 1e-15 and gradients[2.0] == pytest.approx(seen * (1 / 4) / (1 + 1 / 4))
+    encode = network()
+    law = GaussianProcessEncoder(encode, prior, 2.0)(x, observed, None, None, None)
+    _, scale = VisitEncoder(encode)(x, observed, None, None, None)
+    known = observed.repeat_interleave(D, 1)
+    torch.testing.assert_close(law.variance, torch.where(known, 1 / (1 + scale**-2 + 0.25), 1.0))
+
+
 def test_exact_observations_and_none_are_both_stable():
     # Precisions from 0 to 1e16, in single precision, under an almost singular kernel.
     process = GaussianProcessPrior(20, 1, "rbf", 10.0, jitter=1e-5)()
@@ -334,6 +356,7 @@ BAD = {
         ONE, None, None, None, None
     ),
     "prior": lambda: GaussianProcessEncoder(network(), rv.priors.StandardNormal(4)),
+    "max_scale": lambda: GaussianProcessEncoder(network(), GaussianProcessPrior(T, D), 0.0),
     "observed": lambda: VisitEncoder(network())(ONE, torch.ones(1, 3, dtype=torch.bool), None, None, None),
     "times": lambda: process_encoder(times=True)(ONE, None, None, None, None),
     "precision": lambda: condition(

@@ -46,6 +46,7 @@ class Model(NamedTuple):
 
 _MIXTURE = {"inference": "mixture", "flow": "coupling", "flow_transforms": 4, "flow_hidden": (128, 128)}
 _SET = {**_MIXTURE, "inference": "set"}
+_BOUND = {"max_scale": 3.0}
 
 MODELS: dict[str, Model] = {
     "lvae": Model("LVAE, published form", "lvae", {}, cost=2.0),
@@ -91,10 +92,16 @@ MODELS: dict[str, Model] = {
     "visit_vae": Model("VAE of visits", "visit_vae", {}),
     "visit_vae_annealed": Model("VAE of visits, annealed", "visit_vae", {"annealing": (0.1, 1.0, 4)}),
     "visit_vamp": Model("VAE of visits + VampPrior", "visit_vae", {"prior": "vamp"}, cost=1.3),
-    "gp_vae_rbf": Model("GP-VAE, RBF", "gp_vae", {"kernel": "rbf"}, cost=1.1),
-    "gp_vae_cauchy": Model("GP-VAE, Cauchy", "gp_vae", {"kernel": "cauchy"}, cost=1.1),
-    "gp_vae_diffusion": Model("GP-VAE, diffusion", "gp_vae", {"kernel": "diffusion"}, cost=1.1),
-    "gp_vae_matern": Model("GP-VAE, Matérn", "gp_vae", {"kernel": "matern"}, cost=1.1),
+    "gp_vae_rbf": Model("GP-VAE, RBF", "gp_vae", {"kernel": "rbf", **_BOUND}, cost=1.1),
+    "gp_vae_cauchy": Model("GP-VAE, Cauchy", "gp_vae", {"kernel": "cauchy", **_BOUND}, cost=1.1),
+    "gp_vae_diffusion": Model("GP-VAE, diffusion", "gp_vae", {"kernel": "diffusion", **_BOUND}, cost=1.1),
+    "gp_vae_matern": Model("GP-VAE, Matérn", "gp_vae", {"kernel": "matern", **_BOUND}, cost=1.1),
+    "gp_vae_learned": Model(
+        "GP-VAE, Cauchy, learned lengths",
+        "gp_vae",
+        {"kernel": "cauchy", "learn_lengthscale": True, **_BOUND},
+        cost=1.2,
+    ),
     "topographic_none": Model("topographic VAE, none", "topographic_vae", {"coherence": "none"}, cost=1.4),
     "topographic_short": Model("topographic VAE, short", "topographic_vae", {"coherence": "short"}, cost=1.4),
     "topographic_part": Model("topographic VAE, part", "topographic_vae", {"coherence": "part"}, cost=1.4),

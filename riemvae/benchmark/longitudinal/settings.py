@@ -410,7 +410,7 @@ PRESETS: dict[str, Settings] = {
                 name="rotmnist_small",
                 title="small rotMNIST: 1,000 training sequences of 8 rotations",
                 data=Data("rotmnist", (1_000, 200, 500)),
-                models=("lvae_averaged", *OURS, "lvae_mixture_scale", *BASELINES),
+                models=("lvae_averaged", *OURS, "lvae_mixture_scale", *BASELINES, "gp_vae_learned"),
                 measures=("likelihood", "imputation"),
             ),
         )
