@@ -140,7 +140,6 @@ class Standardize(Preprocessing):
             ValueError: Another number of columns, values that are not finite, a column without values.
         """
         if isinstance(x, Sequences):  # which hold zeros where nothing was seen
-            check_last_dim("x", x.x, self.num_columns)
             x, nan_policy = torch.where(x.seen, x.x.to(self.loc.dtype), torch.nan), "omit"
         check_last_dim("x", x, self.num_columns)
         check_choice("nan_policy", nan_policy, ["raise", "omit"])

@@ -129,8 +129,10 @@ class SequenceAutoencoder(Trained):
 
     def _parts(self) -> list[Any]:
         """What may take covariates; an anchored guide's encoder sees single visits."""
-        anchored = isinstance(self.guide, AnchoredGuide)
-        return [self.model.dynamics, *([] if anchored else [getattr(self.guide, "encoder", None)])]
+        parts = [self.model.dynamics]
+        if not isinstance(self.guide, AnchoredGuide):
+            parts.append(getattr(self.guide, "encoder", None))
+        return parts
 
     def _prepared(self, raw: Sequences) -> Sequences:
         weight = self._weight
@@ -243,7 +245,7 @@ class SequenceAutoencoder(Trained):
     ) -> None:
         """The training of model and guide, from data that are prepared."""
         if not self._knows_unseen:  # who would pull on the prior
-            data, val = (None if d is None else self._informative(d) for d in (data, val))  # type: ignore[assignment]
+            data, val = self._informative(data), None if val is None else self._informative(val)
         self.fit_ = fit(
             self.model,
             self.guide,
@@ -297,7 +299,9 @@ class SequenceAutoencoder(Trained):
             visits = single_visits(data)
         else:
             single_guide = GaussianGuide(single, guide.encoder, latent=single.site)
-            visits = single_visits(data, self.num_visits is None, guide.encoder.covariates > 0)
+            visits = single_visits(
+                data, times=self.num_visits is None, covariates=guide.encoder.covariates > 0
+            )
         kept = ("learning_rate", "optimizer", "gradient_clip", "seed", "accelerator", "devices", "progress")
         chosen = {key: options[key] for key in kept if key in options}
         size = options.get("batch_size")
@@ -370,9 +374,9 @@ class SequenceAutoencoder(Trained):
             options: Those of :func:`riemvae.log_likelihood`.
         """
         data = self.sequences(x, observed, pixel_mask, times, covariates)
-        known = self._seen_visits(data).any(1)
-        asked = known | (self._knows_unseen | ~known.any())
-        data = data if bool(asked.all()) else data[asked]
+        known = None if self._knows_unseen else self._seen_visits(data).any(1)
+        if known is not None:
+            data = self._informative(data)
         batch: dict[str, Any] = self._batch(data)
         model, guide = self.model, self.guide
         with self._evaluating(), self._anchors(estimator):
@@ -383,7 +387,7 @@ class SequenceAutoencoder(Trained):
                     seed = None if seed is None else int(torch.randint(2**31, ()))
                 model, guide = WithAnchor(model), WithAnchor(guide)
             result = log_likelihood(model, guide, batch, num_samples, chunk_size, seed, **options)
-        return result if self._knows_unseen else _certain(result, asked, ~known)
+        return result if known is None else _certain(result, known)
 
     @property
     def _knows_unseen(self) -> bool:
@@ -398,8 +402,9 @@ class SequenceAutoencoder(Trained):
         return isinstance(encoder, TrajectoryEncoder) or isinstance(self.model.prior, StandardNormal)
 
     def _informative(self, data: Sequences) -> Sequences:
+        """The subjects of whom anything is seen; all where there are none of them."""
         known = self._seen_visits(data).any(1)
-        return data[known] if bool(known.any()) else data
+        return data[known] if bool(known.any() & ~known.all()) else data
 
     def _seen_visits(self, data: Sequences) -> Tensor:
         """Visits ``(N, T)`` of which anything is seen."""
@@ -550,17 +555,16 @@ class SequenceAutoencoder(Trained):
         return tensor.expand(n, -1) if tensor.dim() == 1 else tensor
 
 
-def _certain(result: LogLikelihood, asked: Tensor, unseen: Tensor) -> LogLikelihood:
-    """The estimates of those that were asked for, among all; of whom nothing is seen ``log p`` is 0."""
+def _certain(result: LogLikelihood, known: Tensor) -> LogLikelihood:
+    """The estimates of the known subjects among all; of whom nothing is seen ``log p`` is 0."""
     exact = {"ess": float(result.num_samples), "khat": -torch.inf, "samples": result.num_samples}
     changes: dict[str, Any] = {}
     for part in fields(result):
         value = getattr(result, part.name)
-        if isinstance(value, Tensor) and value.shape == asked[asked].shape:
-            whole = value.new_zeros(asked.shape)
-            whole[asked.to(value.device)] = value
-            whole[unseen.to(value.device)] = exact.get(part.name, 0)
-            changes[part.name] = whole
+        if isinstance(value, Tensor):
+            changes[part.name] = value.new_full(known.shape, exact.get(part.name, 0))
+            if bool(known.any()):
+                changes[part.name][known.to(value.device)] = value
     return replace(result, **changes)
 
 

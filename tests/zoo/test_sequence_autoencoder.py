@@ -377,6 +377,11 @@ def of_scores(name, **options):
     return ae, {"max_epochs": 2, "batch_size": 10, "seed": 0, "progress": False, **times}
 
 
+def lines_of_images():
+    networks = {"architecture": "mlp", "hidden": (8,), "hidden_size": 8, "mapping_hidden": (8,)}
+    return rv.zoo.build("linear_trajectory", (1, 8, 8), latent_dim=2, seed=0, **networks)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_training_sees_data_that_are_preprocessed_once(name):
     x = 50 + 7 * toy(20, 3, 3)
@@ -399,16 +404,7 @@ def test_bytes_are_divided_once_in_every_step_of_a_training():
             seen.append(float(data.x.max()))
             return super()._batch(data)
 
-    ae = rv.zoo.build(
-        "linear_trajectory",
-        (1, 8, 8),
-        latent_dim=2,
-        architecture="mlp",
-        hidden=(8,),
-        hidden_size=8,
-        mapping_hidden=(8,),
-        seed=0,
-    )
+    ae = lines_of_images()
     ae.__class__ = Spying
     x = torch.full((6, 3, 1, 8, 8), 255, dtype=torch.uint8)
     times = torch.arange(3.0).expand(6, 3)
@@ -437,16 +433,7 @@ def test_an_interrupt_ends_all_parts_of_a_training(name, monkeypatch):
         x = toy(20, 3, 3)
         arguments["max_epochs"] = 10
     else:
-        ae = rv.zoo.build(
-            "linear_trajectory",
-            (1, 8, 8),
-            latent_dim=2,
-            architecture="mlp",
-            hidden=(8,),
-            hidden_size=8,
-            mapping_hidden=(8,),
-            seed=0,
-        )
+        ae = lines_of_images()
         x = starmen(12, 3, size=8)
         arguments = {"max_epochs": 3, "feature_epochs": 2, "joint_epochs": 4, "seed": 0, "progress": False}
     ae.fit(x, **arguments)
@@ -512,7 +499,6 @@ def test_one_visit_takes_no_random_number_for_its_anchor():
 
 @pytest.mark.parametrize("inference", ["anchor", "mixture", "set", "experts", "recurrent"])
 def test_a_subject_of_whom_nothing_is_seen_has_likelihood_one_under_any_prior(inference):
-
     prior = pyro.distributions.Normal(torch.tensor([3.0, -1.0]), torch.tensor([0.5, 2.0])).to_event(1)
     options = {"latent_dim": 2, "hidden": (8,), "inference": inference, "prior": prior, "seed": 0}
     ae = rv.zoo.build("lvae", (3,), num_visits=3, **options)

@@ -46,6 +46,7 @@ class Model(NamedTuple):
 
 _MIXTURE = {"inference": "mixture", "flow": "coupling", "flow_transforms": 4, "flow_hidden": (128, 128)}
 _SET = {**_MIXTURE, "inference": "set"}
+# The recipe's default, said so that results of before it have another fingerprint.
 _BOUND = {"max_scale": 3.0}
 
 MODELS: dict[str, Model] = {

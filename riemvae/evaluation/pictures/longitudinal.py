@@ -194,9 +194,8 @@ def draw_score_intervals(
     given = np.broadcast_to(seen[..., None], middle.shape)
     count = middle.shape[2]
     check_choice("by", by, ["subject", "score"])
-    for name, texts, expected in (("names", names, shape[0]), ("score_names", score_names, count)):
-        if texts is not None and len(texts) != expected:
-            raise argument_error(name, f"{expected} names", f"{len(texts)}")
+    check_texts("names", names, shape[0], "names")
+    check_texts("score_names", score_names, count, "names")
     whole = (truth, given, middle, parts["lower"], parts["upper"])
     cuts = [slice(None)] if by == "subject" else [slice(i, i + 1) for i in range(count)]
     panels = [Series(clock[r], *(part[r][:, cut] for part in whole)) for r in range(shape[0]) for cut in cuts]
@@ -333,9 +332,8 @@ def draw_series(
         raise argument_error(
             "scores", f"at most {_MOST_SERIES} of them", f"{size}", "reshape images, or draw some of them"
         )
-    for name, texts, count in (("names", names, len(panels)), ("score_names", score_names, size)):
-        if texts is not None and len(texts) != count:
-            raise argument_error(name, f"{count} names", f"{len(texts)}")
+    check_texts("names", names, len(panels), "names")
+    check_texts("score_names", score_names, size, "names")
     axes = _panels(len(panels), axs, columns)
     colors = _colors(size)
     for k, (ax, panel) in enumerate(zip(axes, panels)):
@@ -475,6 +473,12 @@ def _table(errors: Any) -> dict[str, dict[Any, tuple[float, float]]]:
         width = float(numbers[1]) if len(numbers) == 2 else float("nan")
         table.setdefault(str(row[0]), {})[row[1]] = (float(numbers[0]), width)
     return table
+
+
+def check_texts(name: str, texts: Sequence[str] | None, count: int, kind: str = "texts") -> None:
+    """Refuses another number of texts."""
+    if texts is not None and len(texts) != count:
+        raise argument_error(name, f"{count} {kind}", f"{len(texts)}")
 
 
 def check_mask(name: str, mask: np.ndarray, shape: tuple[int, ...]) -> None:

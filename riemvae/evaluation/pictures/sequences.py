@@ -11,7 +11,7 @@ import numpy as np
 from riemvae._checks import argument_error
 from riemvae.evaluation.pictures import canvas
 from riemvae.evaluation.pictures.images import as_pictures
-from riemvae.evaluation.pictures.longitudinal import Series, check_mask, draw_series
+from riemvae.evaluation.pictures.longitudinal import Series, check_mask, check_texts, draw_series
 
 _EMPTY = (0.98, 0.91, 0.84)  # pixels that are not known: no gray
 SEEN, UNSEEN = "#1f77b4", "#ff7f0e"
@@ -84,8 +84,8 @@ def draw_sequences(
         if clock is not None and clock.shape not in (group.shape[:2], group.shape[1:2]):
             raise argument_error("times", f"{group.shape[1:2]} or {group.shape[:2]}", clock)
     count = sum(len(group) for group in groups)
-    _check_texts("row_labels", row_labels, count)
-    _check_texts("names", names, len(groups))
+    check_texts("row_labels", row_labels, count)
+    check_texts("names", names, len(groups))
     if all(group.ndim == 3 for group in groups):
         return _lines(groups, masks, clocks, row_labels, names, score_names, axs, path)
     first = 0
@@ -184,7 +184,7 @@ def draw_imputation(
         truth, seen = truth[None], seen[None]
         values = {name: value[None] for name, value in values.items()}
     count = len(truth)
-    _check_texts("names", names, count)
+    check_texts("names", names, count)
     if clock is not None:
         clock = np.broadcast_to(clock, seen.shape)
     known = np.broadcast_to(seen.reshape(*seen.shape, *([1] * (truth.ndim - 2))), truth.shape)
@@ -475,11 +475,6 @@ def _per_group(name: str, values: Any, count: int, single: bool) -> list[np.ndar
     if not isinstance(values, (list, tuple)) or len(values) != count:
         raise argument_error(name, f"a list of {count}, one a group", values)
     return [None if value is None else canvas.array(value) for value in values]
-
-
-def _check_texts(name: str, texts: Sequence[str] | None, count: int) -> None:
-    if texts is not None and len(texts) != count:
-        raise argument_error(name, f"{count} texts", f"{len(texts)}")
 
 
 def _lines(
