@@ -279,7 +279,7 @@ def _fit(arguments: argparse.Namespace) -> None:
             f"--learning-rate: expected one that training stays finite with, got "
             f"{arguments.learning_rate:g}: {error} (--standardize scales scores)"
         ) from None
-    interrupted = autoencoder.fit_.stop_reason == "interrupted"
+    interrupted = autoencoder.fit_.interrupted
     if interrupted and (arguments.out / "config.json").is_file():
         sys.stderr.write(f"{arguments.name}: the earlier model in {arguments.out} is left as it was\n")
         raise KeyboardInterrupt

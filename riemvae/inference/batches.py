@@ -83,7 +83,8 @@ class ArrayBatches:
     """Arrays in memory as batches; a new pass draws a new order from torch's generator.
 
     A pass of one batch yields the arrays themselves: nothing is drawn and nothing is copied. The smaller last
-    batch is kept. Over several processes the order is common to all, from ``seed`` and the number of the
+    batch is kept; a single datum that is left over joins the batch before it where they are shuffled, that
+    is, to train on: alone it has no batch statistics. Over several processes the order is common to all, from ``seed`` and the number of the
     pass, and each process takes its share; shares are made equal by repeating a few data.
 
     Args:
@@ -123,14 +124,22 @@ class ArrayBatches:
     def _size(self) -> int:
         return self._share if self.batch_size is None else min(self.batch_size, self._share)
 
+    @property
+    def _sizes(self) -> list[int]:
+        """Data in each batch of a pass."""
+        full, rest = divmod(self._share, self._size)
+        if rest == 1 and self.shuffle and self._size > 1:
+            return [*[self._size] * (full - 1), self._size + 1]
+        return [self._size] * full + [rest] * (rest > 0)
+
     def __len__(self) -> int:
-        return math.ceil(self._share / self._size)
+        return len(self._sizes)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.world_size == 1 and len(self) == 1:
             yield self.data
             return
-        for index in self._order().split(self._size):
+        for index in self._order().split(self._sizes):
             yield map_batch(partial(_rows, index), self.data)
 
     def _order(self) -> Tensor:

@@ -49,6 +49,11 @@ class Fit:
         self.history, self.best_epoch, self.best_loss = history, best_epoch, best_loss
         self.stop_reason, self.monitored = stop_reason, monitored
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was stopped from the keyboard."""
+        return self.stop_reason == "interrupted"
+
     def __repr__(self) -> str:
         best = "no finite loss" if self.best_epoch is None else f"best {self.monitored} {self.best_loss:.6g}"
         at = "" if self.best_epoch is None else f" at epoch {self.best_epoch}"

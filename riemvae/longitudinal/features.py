@@ -144,6 +144,11 @@ class OnFeatures(nn.Module):
         super().__init__()
         self.encoder, self.sequence_encoder = encoder, sequence_encoder
 
+    @property
+    def covariates(self) -> int:
+        """How many the encoder of sequences takes."""
+        return int(getattr(self.sequence_encoder, "covariates", 0))
+
     def forward(
         self,
         x: Tensor,

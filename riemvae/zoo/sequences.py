@@ -220,7 +220,7 @@ class SequenceAutoencoder(Trained):
         epochs = self._warmup_epochs(check_count("max_epochs", max_epochs), warmup)
         if epochs and options.get("resume") is None:
             self.warmup_fit_ = self.fit_ = self._warm_up(data, epochs, options)
-            if self.fit_.stop_reason == "interrupted":
+            if self.fit_.interrupted:
                 self.eval()
                 return self
         self._fit_sequences(data, val, max_epochs - epochs, options)
@@ -306,10 +306,7 @@ class SequenceAutoencoder(Trained):
         chosen = {key: options[key] for key in kept if key in options}
         size = options.get("batch_size")
         if size is not None:  # as many visits a step as the sequences have
-            count = len(visits["x"])
-            size = max(1, round(size * count / len(data)))
-            while 1 < size < count and count % size == 1:  # one visit alone has no batch statistics
-                size += 1
+            size = max(1, round(size * len(visits["x"]) / len(data)))
         return fit(
             single,
             single_guide,

@@ -173,10 +173,10 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
                         "its checkpoint is of the trajectories: load a saved model and pass feature_epochs=0",
                     )
                 done = self.feature_fit_ = self._fit_visits(data, val, epochs, others)
-                going = done.stop_reason != "interrupted"
+                going = not done.interrupted
             if going:
                 done = self._fit_features(data, val, max_epochs, options)
-                going = done.stop_reason != "interrupted"
+                going = not done.interrupted
             self.fit_ = done
             if going and joint_epochs:
                 self._fit_sequences(data, val, joint_epochs, others)

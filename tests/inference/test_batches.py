@@ -47,7 +47,7 @@ KINDS = {
     "data set of tensors": Items(lambda v: v),
     "data set of tuples": Items(lambda v: (v, v[0])),
     "data set of mappings": Items(lambda v: {"x": v, "mask": v > 3}),
-    "loader": DataLoader(TensorDataset(X), batch_size=3, shuffle=True),
+    "loader": DataLoader(TensorDataset(X), batch_size=5, shuffle=True),
 }
 
 
@@ -60,10 +60,10 @@ def first_member(batch):
 def test_each_datum_comes_once_a_pass_in_batches_of_the_asked_size(kind):
     torch.manual_seed(0)
     data = KINDS[kind]
-    batches = make_batches("data", data, None if kind == "loader" else 3)
+    batches = make_batches("data", data, None if kind == "loader" else 5)
     for _ in range(2):
         seen = list(batches)
-        assert [batch_length(batch) for batch in seen] == [3, 3, 1]
+        assert [batch_length(batch) for batch in seen] == [5, 2]
         rows = torch.cat([first_member(batch)[:, 0] for batch in seen])
         wanted = torch.arange(7.0) if kind.startswith("data set") else X[:, 0]
         assert torch.equal(rows.sort().values, wanted)
@@ -73,8 +73,29 @@ def test_each_datum_comes_once_a_pass_in_batches_of_the_asked_size(kind):
                 assert torch.equal(args[1], args[0][:, 0])
             if kwargs:
                 assert torch.equal(kwargs["mask"], kwargs["x"] > 3)
-    assert len(batches) == 3
-    assert batch_length(batches.first()) == 3
+    assert len(batches) == 2
+    assert batch_length(batches.first()) == 5
+
+
+@pytest.mark.parametrize(
+    ("num_data", "size", "shuffle", "lengths"),
+    [
+        (7, 3, True, [3, 4]),
+        (3, 2, True, [3]),
+        (7, 3, False, [3, 3, 1]),
+        (8, 3, True, [3, 3, 2]),
+        (3, 1, True, [1, 1, 1]),
+        (1, 4, True, [1]),
+        (6, 3, True, [3, 3]),
+    ],
+)
+def test_one_datum_left_over_joins_the_batch_before_it_in_training(num_data, size, shuffle, lengths):
+    batches = make_batches("data", torch.arange(float(num_data)), size, shuffle=shuffle)
+    for _ in range(2):
+        seen = list(batches)
+        assert [len(batch) for batch in seen] == lengths
+        assert torch.equal(torch.cat(seen).sort().values, torch.arange(float(num_data)))
+    assert len(batches) == len(lengths)
 
 
 def test_each_pass_has_an_order_of_its_own_from_torchs_generator():

@@ -635,3 +635,11 @@ def test_covariates_that_no_part_takes_are_refused_everywhere(name):
             call(x, covariates=torch.ones(4, 1), **times)
     with pytest.raises(ValueError, match="covariates: expected None for a model that takes none"):
         ae.sample(2, covariates=torch.ones(1), **{k: v[0] for k, v in times.items()})
+
+
+def test_trajectories_of_images_refuse_covariates_too():
+    ae = rv.zoo.build("linear_trajectory", (1, 4, 4), latent_dim=2, hidden=(8,), seed=0)
+    times = torch.arange(3.0).expand(4, 3)
+    for call in (ae.log_likelihood, ae.encode, lambda x, **kw: ae.fit(x, progress=False, **kw)):
+        with pytest.raises(ValueError, match="covariates: expected None for a model that takes none"):
+            call(torch.rand(4, 3, 1, 4, 4), times=times, covariates=torch.ones(4, 1))

@@ -165,7 +165,7 @@ def _trained(
     fitted = ae.fit_
     if fitted is None:
         raise RuntimeError("a training without its history")
-    if fitted.stop_reason == "interrupted":
+    if fitted.interrupted:
         raise KeyboardInterrupt  # what there is of it is in the checkpoint
     losses = fitted.history["val_loss"]
     training = {
