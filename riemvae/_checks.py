@@ -72,6 +72,15 @@ def check_count(name: str, value: Any, minimum: int = 1, remedy: str | None = No
     return int(value.__index__())
 
 
+def check_seed(name: str, value: Any) -> int | None:
+    """Refuses what is neither None nor an integer of 64 bits; returns it as an ``int``."""
+    if value is None:
+        return None
+    if not hasattr(value, "__index__") or not -(2**63) <= value.__index__() < 2**64:
+        raise argument_error(name, "an integer of 64 bits, or None", value)
+    return int(value.__index__())
+
+
 def check_finite(name: str, value: Tensor, remedy: str | None = None) -> None:
     """Refuses a tensor that holds NaN or an infinity, and says how many."""
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):

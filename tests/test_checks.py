@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import riemvae as rv
 from riemvae._checks import (
     argument_error,
     check_choice,
@@ -16,6 +17,7 @@ from riemvae._checks import (
     describe,
 )
 from riemvae._recipe import RECIPES, is_recipe, recipe, recipe_arguments
+from riemvae._seeding import forked, kept_generators
 
 
 @pytest.mark.parametrize(
@@ -170,3 +172,32 @@ def test_a_forgotten_attribute_is_named(register):
 
     with pytest.raises(AttributeError, match="Forgetful does not keep its argument 'size'"):
         recipe_arguments(Forgetful(1))
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, 2**64, -(2**63) - 1])
+def test_a_seed_is_an_integer_or_none(seed):
+    with (
+        pytest.raises(ValueError, match=r"^seed: expected an integer of 64 bits, or None, got"),
+        forked(seed),
+    ):
+        pass
+    with pytest.raises(ValueError, match=r"^seed: expected an integer"):
+        rv.zoo.build("lvae", (3,), num_visits=2, latent_dim=2, seed=seed)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**64 - 1, np.int64(3)])
+def test_draws_from_a_seed_leave_the_generator_where_it_was(seed):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    drawn = []
+    for _ in range(2):
+        with forked(seed):
+            drawn.append(torch.rand(3))
+    assert torch.equal(*drawn) and torch.equal(torch.rand(1), expected)
+    torch.manual_seed(5)
+    with forked(None):  # the generator's own draws
+        assert torch.equal(torch.rand(1), expected)
+    with kept_generators():
+        after = torch.rand(1)
+    assert torch.equal(after, torch.rand(1))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from riemvae import persistence
+from riemvae._seeding import forked
 from riemvae._tasks import Tell
 from riemvae.benchmark.models import SHAPE, Pair, build
 from riemvae.benchmark.settings import TITLES, Settings
@@ -75,9 +76,8 @@ def train_and_measure(
         torch.set_num_threads(1)
     grey, test = read_images(data, settings)
     images = DynamicBinarization(grey.to(device))
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with forked(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # k̂ and residuals are among the numbers of the result
-        torch.manual_seed(seed)
         pair = build(name, latent_dim, settings, binarize(grey, seed))
         since = time.perf_counter()
         loss = train(pair, images, settings, seed, device)

@@ -295,6 +295,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     import torch
 
     from riemvae import evaluation
+    from riemvae._seeding import forked
     from riemvae.evaluation.pictures.canvas import write_figure
     from riemvae.geometry import geodesic
 
@@ -309,8 +310,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     metric = autoencoder.posterior_metric() if posterior else autoencoder.metric
     kind, plane = arguments.kind, arguments.plane
     rows: dict[str, Any] = {"picture": kind, "codes": len(codes)}
-    with torch.random.fork_rng():
-        torch.manual_seed(arguments.seed)
+    with forked(arguments.seed):
         if kind in ("geodesics", "strip"):
             ends = torch.randint(len(codes), (2, arguments.num or 6))
             curves = geodesic(metric, codes[ends[0]], codes[ends[1]])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from riemvae import zoo
+from riemvae._seeding import forked
 from riemvae._tasks import Tell
 from riemvae.data import DigitsSplit, load_digits_split
 from riemvae.demo.picture import Plane, look_at_plane
@@ -119,8 +120,7 @@ def run_seed(settings: Settings, seed: int, tell: Tell) -> dict[str, Any]:
         the ``images`` to show, and the RHVAE itself (``autoencoder``).
     """
     torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(seed)
+    with forked(seed), quiet():
         digits = load_digits_split(settings.per_class, seed)
         models, training = {}, {}
         for name in MODELS:
@@ -227,8 +227,7 @@ def by_digit(images: Tensor, labels: Tensor, num: int) -> np.ndarray:
 def run_plane(settings: Settings, seed: int, tell: Tell) -> Plane:
     """The latent plane of an RHVAE with two dimensions, trained on the first draw of the images."""
     torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(seed)
+    with forked(seed), quiet():
         digits = load_digits_split(settings.per_class, seed)
         slower = replace(settings, learning_rate=settings.plane_learning_rate)
         autoencoder = train("rhvae", digits.x_train, 2, settings.plane_epochs, slower, seed)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from riemvae._checks import argument_error, check_count, check_positive
+from riemvae._seeding import forked
 from riemvae.distributions.charts import Chart, Standardised, chart_of, is_all_of_space, pointwise
 from riemvae.distributions.cubature import Cells, halved_cells, integrate_cells
 from riemvae.distributions.directions import parameter_directions, with_validation
@@ -162,7 +162,7 @@ def check_distribution(
     check_positive("reach", reach)
     if not callable(d) and not isinstance(d, Distribution):
         raise argument_error("d", "a distribution, or a callable or module that returns one", d)
-    with _seeded(seed), warnings.catch_warnings():
+    with forked(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         distribution: Any = d if isinstance(d, Distribution) else d()
         if not isinstance(distribution, Distribution):
@@ -182,17 +182,6 @@ def check_distribution(
             f"d: expected a distribution that is what it says, got {report.subject} where {listed}."
         )
     return report
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 class _Examination:

@@ -16,6 +16,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from riemvae._checks import argument_error
+from riemvae._seeding import kept_generators
 from riemvae.geometry import Potential
 from riemvae.guides.enumeration import enumerated, is_enumerated, is_marked, summed_log_prob
 
@@ -64,8 +65,7 @@ def is_subsample(site: Mapping[str, Any]) -> bool:
 
 def prototype(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
     """A trace of ``model``, taken away from all handlers and without touching the random state."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), poutine.block():
+    with kept_generators(), torch.no_grad(), poutine.block():
         return poutine.trace(model).get_trace(*args, **kwargs)
 
 

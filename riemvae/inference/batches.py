@@ -84,8 +84,9 @@ class ArrayBatches:
 
     A pass of one batch yields the arrays themselves: nothing is drawn and nothing is copied. The smaller last
     batch is kept; a single datum that is left over joins the batch before it where they are shuffled, that
-    is, to train on: alone it has no batch statistics. Over several processes the order is common to all, from ``seed`` and the number of the
-    pass, and each process takes its share; shares are made equal by repeating a few data.
+    is, to train on: alone it has no batch statistics. Over several processes the order is common to all, from
+    ``seed`` and the number of the pass, and each process takes its share; shares are made equal by repeating
+    a few data.
 
     Args:
         data: a tensor ``(N, ...)``, or a tuple or mapping of tensors with the same ``N``.

@@ -20,6 +20,7 @@ from pyro.params.param_store import module_from_param_with_module_name
 from torch import nn
 
 from riemvae._checks import argument_error, check_count, check_positive, describe
+from riemvae._seeding import kept_generators
 from riemvae.inference.batches import make_batches, takes_missing
 from riemvae.inference.bounds import ELBO
 from riemvae.inference.history import History
@@ -253,7 +254,7 @@ def fit(
     store = pyro.get_param_store()
     earlier = store.get_state()["params"]
     # A resumed training takes its generators' state from the file; the caller's is left alone then too.
-    fork = nullcontext() if seed is None and resume is None else engine.forked_rng(seed)
+    fork = nullcontext() if seed is None and resume is None else kept_generators(seed)
     state: Any = {"params": {}, "constraints": {}}
     names: set[str] = set()
     try:
@@ -264,7 +265,7 @@ def fit(
                 engine.find_parameters(training)
             names |= training.module_names
             _start_values(training, earlier, warm_start)
-            with engine.forked_rng():
+            with kept_generators():
                 training.val_seed = int(torch.randint(2**31, ()))
             training.resumed = content
             try:

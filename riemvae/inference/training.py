@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from riemvae._checks import argument_error
 from riemvae._modes import in_evaluation_mode, kept_modes
+from riemvae._seeding import kept_generators
 from riemvae.inference.batches import ArrayBatches, LoaderBatches, batch_call, batch_length, batch_parts
 
 CHECKPOINT_FORMAT = "riemvae training"
@@ -339,7 +340,7 @@ class Training(pl.LightningModule):
         total, count = 0.0, 0.0
         # One and the same loss at each epoch, whatever its schedules say by then.
         at_end = getattr(self.objective, "at_end", contextlib.nullcontext)
-        with in_evaluation_mode(self), forked_rng(self.val_seed), torch.no_grad(), at_end():
+        with in_evaluation_mode(self), kept_generators(self.val_seed), torch.no_grad(), at_end():
             for i, batch in enumerate(self._val_batches or ()):
                 if i % world_size == rank:
                     batch = self.transfer_batch_to_device(batch, self.device, 0)
@@ -600,7 +601,7 @@ def find_parameters(training: Training) -> None:
     device = next((p.device for p in training.parameters()), None)
     if device is not None:
         batch = training.transfer_batch_to_device(batch, device, 0)
-    with quiet(), forked_rng(), kept_buffers(training):
+    with quiet(), kept_generators(), kept_buffers(training):
         loss = training.loss(batch).loss
     for parameter in frozen:  # Pyro's parameter store sets requires_grad on what it is given
         parameter.requires_grad_(False)
@@ -698,16 +699,6 @@ def referenced_modules(fn: Any) -> Iterator[nn.Module]:
 
 
 # -- surroundings --------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def forked_rng(seed: int | None = None) -> Iterator[None]:
-    """Draws inside, from ``seed`` or from where the caller's generators stand, do not move these."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
 
 
 def random_state() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from riemvae._checks import argument_error
 from riemvae._recipe import is_recipe
+from riemvae._seeding import kept_generators
 from riemvae.persistence import known
 from riemvae.persistence.description import Description
 from riemvae.persistence.files import read_folder, write_folder
@@ -117,14 +118,14 @@ def _check_rebuilt(description: Description, tensors: Mapping[str, Tensor]) -> N
         tensors, description.kinds, description.customs, description.custom_objects, restore=False
     )
     try:
-        with _fork_rng():
+        with kept_generators():  # constructors draw initial weights
             rebuilding.build(description.root, "")
     except ValueError as error:
         raise ValueError(f"cannot be saved, because it could not be rebuilt: {error}") from error
     for path, live in description.objects.items():
         if path in description.customs or not isinstance(live, nn.Module):
             continue
-        with _fork_rng():  # some modules draw numbers to describe themselves
+        with kept_generators():  # some modules draw numbers to describe themselves
             made, was = _layers(rebuilding.objects[path]), _layers(live)
         if made != was:
             changed = sorted(name for name in made.keys() | was.keys() if made.get(name) != was.get(name))
@@ -184,7 +185,7 @@ def load(folder: Folder, modules: Mapping[str, Any] | None = None, device: Any =
         _check_modules(customs, modules)
         tensors = {name: value.to(target) for name, value in tensors.items()}
         rebuilding = Rebuilding(tensors, kinds, customs, modules)
-        with _fork_rng():
+        with kept_generators():
             for path, custom in customs.items():
                 if isinstance(modules[path], nn.Module) and custom.get("state") is not None:
                     modules[path].to(target)
@@ -215,12 +216,6 @@ def _check_modules(customs: Mapping[str, Any], modules: Mapping[str, Any]) -> No
         raise ValueError(
             f"modules: expected {sorted(customs) or 'none'}, got also {unknown}; leave these out."
         )
-
-
-def _fork_rng() -> Any:
-    """Constructors draw initial weights: not from the caller's random numbers."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    return torch.random.fork_rng(devices=devices)
 
 
 def _describe_param_store(description: Description) -> dict[str, Any]:

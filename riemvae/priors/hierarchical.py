@@ -20,6 +20,7 @@ from torch.distributions import Distribution, biject_to, constraints
 
 from riemvae._checks import argument_error, check_count, check_positive
 from riemvae._recipe import recipe
+from riemvae._seeding import kept_generators
 from riemvae.distributions.charts import is_all_of_space
 from riemvae.priors.fixed import FixedPrior
 
@@ -231,8 +232,7 @@ class GlobalGuide(PyroModule):
 
 
 def _global_sites(prior: Callable[[], Any]) -> Iterator[tuple[str, Any]]:
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), poutine.block():
+    with kept_generators(), torch.no_grad(), poutine.block():
         trace = poutine.trace(InitMessenger(init_to_median)(prior)).get_trace()
     for name, site in trace.nodes.items():
         latent = site["type"] == "sample" and not site["is_observed"]

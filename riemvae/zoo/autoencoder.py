@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 
 from riemvae._checks import argument_error, check_choice, check_count
 from riemvae._recipe import recipe
+from riemvae._seeding import forked
 from riemvae.autoencoder import VAE
 from riemvae.data import Preprocessing, as_tensor
 from riemvae.evaluation import OverfittingCheck, overfitting_check
@@ -333,10 +334,7 @@ class Autoencoder(Trained):
         ``sampling_report_``.
         """
         check_count("n", n)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices, enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with forked(seed):
             if sampler is None or isinstance(sampler, str):
                 if return_trace:
                     options["keep_trace"] = True

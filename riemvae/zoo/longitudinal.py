@@ -70,6 +70,8 @@ def lvae(
             flow_by_name(flow, bricks.latent_dim, flow_transforms, flow_hidden, **options)
             for _ in range(bricks.visits - 1)
         ]
+    elif not hasattr(transitions, "__len__"):
+        raise argument_error("transitions", "a list of transforms or flows", transitions)
     elif len(transitions) != bricks.visits - 1:
         raise argument_error(
             "transitions",

@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from riemvae import networks
 from riemvae._checks import argument_error, check_choice
+from riemvae._seeding import forked
 from riemvae.autoencoder import Prior
 from riemvae.data import Preprocessing
 from riemvae.geometry import Metric
@@ -180,9 +180,7 @@ def build(
             raise argument_error(
                 option, f"an option of {name!r}: {', '.join(known) or 'it has none'}", options[option]
             )
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with forked(seed):
         network_options = {
             k: tuple(v) for k, v in (("hidden", hidden), ("channels", channels)) if v is not None
         }

@@ -438,7 +438,7 @@ def test_an_interrupt_ends_all_parts_of_a_training(name, monkeypatch):
         arguments = {"max_epochs": 3, "feature_epochs": 2, "joint_epochs": 4, "seed": 0, "progress": False}
     ae.fit(x, **arguments)
     assert calls == [2]
-    assert ae.fit_.stop_reason == "interrupted" and len(ae.history_) == 2 and not ae.training
+    assert ae.fit_.interrupted and len(ae.history_) == 2 and not ae.training
 
 
 def test_covariates_that_a_model_was_built_with_are_asked_for_at_once():
@@ -591,6 +591,7 @@ def test_decoder_means_of_all_visits():
             lambda b: b("lvae", transitions=[torch.distributions.StickBreakingTransform()] * 2),
             "transitions: expected transforms of 2 to as many features",
         ),
+        (lambda b: b("lvae", transitions=3), "transitions: expected a list of transforms or flows"),
     ],
 )
 def test_arguments_of_recipes_are_checked(call, words):

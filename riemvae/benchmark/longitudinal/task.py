@@ -17,6 +17,7 @@ import torch
 from torch.optim.lr_scheduler import MultiStepLR
 
 from riemvae import persistence
+from riemvae._seeding import forked
 from riemvae._tasks import Tell
 from riemvae.benchmark.longitudinal.data import Material, load
 from riemvae.benchmark.longitudinal.measures import Case, measure
@@ -90,8 +91,7 @@ def train_and_measure(
         "digest": digest,
     }
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with forked(seed):
             material = load(experiment.data, data)
             ae, training = _trained(experiment, name, seed, material, out, label, device, digest)
             result = {**about, **training, **_machine(device), "numbers": {}, "subjects": {}, "weights": {}}
