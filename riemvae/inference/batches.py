@@ -225,9 +225,9 @@ def make_batches(
             an array, or a ``batch_size`` beside a ``DataLoader``.
 
     Example:
-        >>> batches = make_batches("data", np.zeros((5, 3)), batch_size=2)
+        >>> batches = make_batches("data", np.zeros((8, 3)), batch_size=3)
         >>> [tuple(batch.shape) for batch in batches]
-        [(2, 3), (2, 3), (1, 3)]
+        [(3, 3), (3, 3), (2, 3)]
     """
     if batch_size is not None:
         batch_size = check_count("batch_size", batch_size, remedy="leave it out for full batches")

@@ -225,7 +225,8 @@ def test_distances_on_a_grid_keep_the_triangle_inequality_where_the_solver_does_
 def test_the_distance_map_shows_them():
     form = CLOSED_FORMS["half_space"](2)
     point = torch.tensor([0.2, 0.9], dtype=torch.float64)
-    data = torch.tensor([[0.0, 1.0], [0.5, 1.5]], dtype=torch.float64)
+    # Each datum is nearest to one pixel, by a margin: between two, rounding chooses.
+    data = torch.tensor([[0.05, 1.02], [0.45, 1.55]], dtype=torch.float64)
     ax = draw_distance_map(form.metric, point, data, bounds=(-1.5, 1.5, 0.4, 2.4), num=16)
     (image,) = ax.images
     z = grid(-1.5, 1.5, 0.4, 2.4, 16, 11)
