@@ -26,3 +26,8 @@ def clean_state():
         yield
     torch.set_default_dtype(dtype)
     pyro.clear_param_store()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks come first: at the end one process would run them while the others have nothing left."""
+    items.sort(key=lambda item: item.path.name != "test_tutorials.py")
