@@ -154,7 +154,8 @@ def fit(
         val_data: like ``data``; its mean loss is monitored instead of the training's.
         max_epochs: passes over the data, those of a resumed training included.
         batch_size: data a batch (on each device); ``None`` for all data at once. Each epoch has a new order,
-            from torch's generator; a smaller last batch is kept.
+            from torch's generator; a smaller last batch is kept, but a single datum left over of tensors
+            or arrays joins the batch before it.
         learning_rate: of Adam, or of ``optimizer`` where that is a class of torch optimizers.
         patience: epochs without an improvement of the monitored loss after which to stop.
         seed: makes the training reproducible, on draws of its own: torch's generator is afterwards as it was
