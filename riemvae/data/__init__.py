@@ -4,6 +4,7 @@ from riemvae.data import generators
 from riemvae.data.arrays import as_tensor
 from riemvae.data.binarization import DynamicBinarization, binarize
 from riemvae.data.files import ArrayFile, read_array, write_array, write_json
+from riemvae.data.gathering import in_memory
 from riemvae.data.preprocessing import Affine, Identity, Preprocessing, Standardize, infer_preprocessing
 from riemvae.data.sequence_files import read_sequences, write_sequences
 from riemvae.data.sequence_table import read_long_table, write_long_table
@@ -24,6 +25,7 @@ __all__ = [
     "as_tensor",
     "binarize",
     "generators",
+    "in_memory",
     "infer_preprocessing",
     "load_digits_split",
     "read_array",

@@ -41,12 +41,17 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
         raise argument_error(
             name, "a dense tensor", f"one of layout {tensor.layout}", "call .to_dense() on it"
         )
-    if tensor.is_complex():
-        raise argument_error(name, "real values", tensor, "split real and imaginary parts")
+    check_real(name, tensor)
     if tensor.dim() == 0 or tensor.numel() == 0:
         raise argument_error(name, "at least one datum along the first dimension", tensor)
     check_finite(name, tensor)
     return tensor if dtype is None else tensor.to(dtype)
+
+
+def check_real(name: str, tensor: Tensor) -> None:
+    """Refuses complex numbers."""
+    if tensor.is_complex():
+        raise argument_error(name, "real values", tensor, "split real and imaginary parts")
 
 
 def _as_array(x: Any, name: str) -> np.ndarray:

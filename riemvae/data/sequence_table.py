@@ -137,6 +137,7 @@ def read_long_table(
 def _columns(source: Any) -> tuple[dict[str, Sequence[Any]], Path]:
     """The cells of each column, and the folder of the file."""
     if hasattr(source, "columns") and hasattr(source, "dtypes"):
+        _check_header("source", [str(name) for name in source.columns])
         return {str(name): source[name].tolist() for name in source.columns}, Path()
     path = Path(source)
     if not path.is_file():
@@ -150,18 +151,24 @@ def _columns(source: Any) -> tuple[dict[str, Sequence[Any]], Path]:
             path.name, "a text file in UTF-8", str(error), "save it as csv, UTF-8"
         ) from error
     first = text.partition("\n")[0]
-    delimiter = next((sign for sign in (",", ";", "\t") if sign in first), ",")
+    # The sign that cuts the header into most columns: a name in quotes may hold another.
+    delimiter = max((",", ";", "\t"), key=lambda sign: len(next(csv.reader([first], delimiter=sign), ())))
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
     if not rows:
         raise argument_error(path.name, "a header and rows", "an empty file")
     header = [cell.strip() for cell in rows[0]]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise argument_error(f"header of {path.name}", "each column once", f"{twice[0]!r} twice")
+    _check_header(f"header of {path.name}", header)
     for number, row in enumerate(rows[1:], 1):
         if len(row) != len(header):
             raise argument_error(f"row {number} of {path.name}", f"{len(header)} cells", f"{len(row)}")
     return {name: [row[i] for row in rows[1:]] for i, name in enumerate(header)}, path.parent
+
+
+def _check_header(name: str, header: Sequence[str]) -> None:
+    """Refuses a column that occurs twice."""
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise argument_error(name, "each column once", f"{twice[0]!r} twice")
 
 
 def _by_pandas(path: Path) -> Any:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from riemvae._checks import argument_error, check_choice, check_count, check_finite
+from riemvae._masks import visits_seen
 from riemvae._seeding import forked
-from riemvae.data.arrays import _as_array, _from_array
+from riemvae.data.arrays import _as_array, _from_array, check_real
 
 
 class SplitSizes(NamedTuple):
@@ -38,9 +39,10 @@ SPLITS: Mapping[str, SplitSizes] = {
 class Sequences:
     """Longitudinal data: ``N`` subjects, ``T`` visits, values of one shape at each visit.
 
-    The constructor takes masks as they are and finite values; :meth:`of` takes NaN as missing, and ragged
-    lists. What lies under a mask stays there (to score an imputation against it), but :meth:`batch` hands it
-    to no model. A subject without an observed visit is allowed: a model knows no more of it than its prior.
+    The constructor takes masks and finite values; :meth:`of` takes NaN as missing, and ragged lists. A visit
+    all of whose values are masked is unobserved. What lies under a mask stays there (to score an imputation
+    against it), but :meth:`batch` hands it to no model. A subject without an observed visit is allowed: a
+    model knows no more of it than its prior.
 
     Attributes:
         x: The values, ``(N, T, *shape)``, floating point or unsigned bytes.
@@ -93,6 +95,7 @@ class Sequences:
         _check_mask("observed", self.observed, tuple(x.shape[:2]))
         if self.pixel_mask is not None:
             _check_mask("pixel_mask", self.pixel_mask, tuple(x.shape))
+            object.__setattr__(self, "observed", visits_seen(self.observed, self.pixel_mask))
         self._check_per_subject()
         if x.is_floating_point():
             bad = ~torch.isfinite(x) & self.seen
@@ -422,7 +425,7 @@ class Sequences:
         with forked(seed):
             kept = (torch.rand(drawn) >= share).to(self.x.device).expand(self.x.shape)
         kept = kept.contiguous() if self.pixel_mask is None else kept & self.pixel_mask
-        return replace(self, pixel_mask=kept, observed=self.observed & kept.flatten(2).any(-1))
+        return replace(self, pixel_mask=kept)
 
     def on_grid(self, bins: Any, on_conflict: str = "error") -> Sequences:
         """The visits moved to the nearest of given times, for models whose visits are numbered.
@@ -448,8 +451,8 @@ class Sequences:
         if self.times is None:
             raise argument_error("times", "visits with times", None, "pass times= to Sequences.of")
         grid = _values("bins", bins).to(self.times)
-        if grid.dim() != 1 or bool((grid.diff() <= 0).any()):
-            raise argument_error("bins", "increasing times (T',)", grid)
+        if grid.dim() != 1 or len(grid) == 0 or bool((grid.diff() <= 0).any()):
+            raise argument_error("bins", "increasing times (T',), at least one", grid)
         check_finite("bins", grid)
         gap = (self.times[..., None] - grid).abs()  # (N, T, T')
         mine = torch.zeros_like(gap, dtype=torch.bool).scatter_(2, gap.argmin(2, keepdim=True), True)
@@ -504,12 +507,15 @@ def _check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:
 
 
 def _values(name: str, x: Any) -> Tensor:
-    """A tensor of numbers; NaN and masked values (as NaN) are let through."""
+    """A tensor of real numbers; NaN and masked values (as NaN) are let through."""
     if isinstance(x, Tensor):
-        return x.detach()
-    if isinstance(x, np.ma.MaskedArray):
-        x = np.ma.filled(x.astype(np.result_type(x.dtype, np.float32)), np.nan)
-    return _from_array(np.atleast_1d(_as_array(x, name)), name)
+        values = x.detach()
+    else:
+        if isinstance(x, np.ma.MaskedArray):
+            x = np.ma.filled(x.astype(np.result_type(x.dtype, np.float32)), np.nan)
+        values = _from_array(np.atleast_1d(_as_array(x, name)), name)
+    check_real(name, values)
+    return values
 
 
 def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Tensor:

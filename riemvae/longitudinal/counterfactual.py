@@ -21,20 +21,22 @@ def one_hot(values: Sequence[Hashable] | Tensor, categories: Sequence[Hashable] 
 
     Args:
         values: ``B`` values, such as strings, or a vector of integers.
-        categories: All ``K`` of them in the order of the columns; None: those that occur, sorted.
+        categories: All ``K`` of them in the order of the columns; None: those that occur, sorted, with a
+            missing value (None) last.
 
     Returns:
         ``(B, K)`` of zeros and ones, in torch's default dtype.
 
     Raises:
-        ValueError: A category twice, or a value that is in none.
+        ValueError: A category twice, a value that is in none, or, without ``categories``, values that have no
+            order.
 
     Example:
         >>> one_hot(["B", "A", "B"], categories=["A", "B", "C"]).tolist()
         [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     items: list[Any] = values.tolist() if isinstance(values, Tensor) else list(values)
-    known: list[Any] = sorted(set(items)) if categories is None else list(categories)
+    known: list[Any] = _sorted(items) if categories is None else list(categories)
     columns = {category: column for column, category in enumerate(known)}
     if len(columns) < len(known):
         raise argument_error("categories", "each category once", str(known))
@@ -44,6 +46,15 @@ def one_hot(values: Sequence[Hashable] | Tensor, categories: Sequence[Hashable] 
     device = values.device if isinstance(values, Tensor) else None
     codes = torch.tensor([columns[item] for item in items], dtype=torch.long, device=device)
     return torch.nn.functional.one_hot(codes, len(known)).to(torch.get_default_dtype())
+
+
+def _sorted(items: list[Any]) -> list[Any]:
+    """The values that occur, None last."""
+    found = set(items)
+    try:
+        return [*sorted(found - {None}), *({None} & found)]
+    except TypeError as error:
+        raise argument_error("values", "values of one kind", str(error), "pass categories=") from error
 
 
 def counterfactual(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from riemvae import likelihoods
-from riemvae._checks import argument_error
+from riemvae._checks import argument_error, check_finite
 from riemvae._recipe import recipe
 from riemvae.autoencoder import Prior, decode_rows
 from riemvae.geometry import Potential
@@ -47,8 +47,8 @@ class LongitudinalVAE(PyroModule):
 
     Raises:
         ValueError: A prior of another shape, an unknown likelihood; when called, masks that do not fit, data
-            outside the support, another number of visits than the dynamics has, no times where it needs
-            them.
+            outside the support, covariates that are not finite, another number of visits than the dynamics
+            has, no times where it needs them.
 
     Source: Chadebec (thesis), section 6.3.2.
 
@@ -150,6 +150,8 @@ class LongitudinalVAE(PyroModule):
             times, size = data.times, len(x)
             if is_validation_enabled():
                 likelihood.validate(data.x)
+                if covariates is not None:
+                    check_finite("covariates", covariates, "impute them or add a column that says missing")
         elif size is None:
             size = 1 if times is None else len(times)
         elif times is not None and len(times) == 1:

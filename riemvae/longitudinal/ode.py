@@ -14,6 +14,7 @@ from riemvae.geometry.exponential import State, runge_kutta_step
 from riemvae.longitudinal.dynamics import Dynamics, Trajectory
 from riemvae.longitudinal.time_features import (
     TimeFeatures,
+    check_subjects,
     observed_times,
     subject_times,
     visit_times,
@@ -328,6 +329,7 @@ def _rows(covariates: Tensor | None, lead: Sequence[int]) -> Tensor | None:
     """``covariates (B, c)`` for each row of ``(..., B)``, flattened."""
     if covariates is None:
         return None
+    check_subjects(covariates, lead[-1])
     return covariates.expand(*lead, covariates.shape[-1]).flatten(0, -2)
 
 

@@ -117,6 +117,12 @@ def visit_times(times: Tensor, visit: Tensor) -> Tensor:
     return times[torch.arange(len(times), device=times.device), visit]
 
 
+def check_subjects(covariates: Tensor | None, number: int) -> None:
+    """Refuses ``covariates (B, c)`` of another number of subjects."""
+    if covariates is not None and covariates.dim() > 1 and covariates.shape[-2] not in (1, number):
+        raise argument_error("covariates", f"a tensor ({number}, c), one row a subject", covariates)
+
+
 def with_covariates(features: Tensor, covariates: Tensor | None, expected: int) -> Tensor:
     """``features (..., B, F)`` and ``covariates (..., B, c)`` side by side; without any where none enter.
 

@@ -16,6 +16,7 @@ from riemvae.flows.flow import moved
 from riemvae.longitudinal.dynamics import Dynamics, Trajectory
 from riemvae.longitudinal.time_features import (
     TimeFeatures,
+    check_subjects,
     subject_times,
     visit_times,
     with_covariates,
@@ -168,6 +169,7 @@ class TimeFlow(Dynamics):
         """The flow's sampling direction at ``times``, which broadcast against the ``(..., B)`` of ``z``."""
         if not (isinstance(times, Tensor) and times.is_floating_point()):
             times = torch.as_tensor(times, dtype=z.dtype, device=z.device)
+        check_subjects(covariates, z.shape[-2])
         features = self.time_features(times).to(z.dtype)
         return sampling_transform(self.flow, with_covariates(features, covariates, self.covariates))
 

@@ -13,7 +13,8 @@ from riemvae._checks import argument_error, check_choice, check_count
 from riemvae._recipe import recipe
 from riemvae._seeding import forked
 from riemvae.autoencoder import VAE
-from riemvae.data import Preprocessing, as_tensor
+from riemvae.data import Preprocessing, as_tensor, in_memory
+from riemvae.data.gathering import batch_size_of
 from riemvae.evaluation import OverfittingCheck, overfitting_check
 from riemvae.geometry import CentroidMetric, Metric, PosteriorMetric, VolumeWeightedMetric, geodesic
 from riemvae.guides import AmortizedGuide, RiemannianHamiltonianGuide
@@ -166,7 +167,12 @@ class Autoencoder(Trained):
     # -- data ----------------------------------------------------------------------------------------------
 
     def _shaped(self, x: Any, name: str = "x") -> Tensor:
-        tensor = as_tensor(x, name)
+        given = in_memory(x, name)
+        if given is not x and not isinstance(given, Tensor):
+            raise argument_error(
+                name, "data alone", f"items of {len(given)} parts", "leave out labels and the like"
+            )
+        tensor = as_tensor(given, name)
         numbers = torch.Size(self.input_shape).numel()
         if tensor.dim() == 0 or len(tensor) == 0 or tensor[0].numel() != numbers:
             raise argument_error(
@@ -188,17 +194,19 @@ class Autoencoder(Trained):
         """Trains, and freezes a learned metric on the training set afterwards.
 
         Args:
-            x: Training data.
+            x: Training data; a ``Dataset`` or ``DataLoader`` is read into memory.
             val_data: Held-out data, whose bound is then monitored.
             freeze_batch_size: Minibatch size that the frozen metric is scaled for; None is the one trained
                 with.
             options: Those of :func:`riemvae.fit`: ``max_epochs``, ``batch_size``, ``learning_rate``,
-                ``patience``, ``seed``...
+                ``patience``, ``seed``... The batch size of a loader is its own unless it is given.
 
         Returns:
             Itself.
         """
-        data = self._prepared(x)
+        options.setdefault("batch_size", batch_size_of(x))
+        x = self._shaped(x)
+        data = self._processed(x)
         val = None if val_data is None else self._prepared(val_data, "val_data")
         if self.infer_likelihood:
             self.model.likelihood = choose_likelihood(data).to(data)
@@ -213,7 +221,7 @@ class Autoencoder(Trained):
             guide.freeze_metric(data.to(self.device), batch_size=freeze_batch_size)
         self.eval()
         self.codes = None
-        if gaussian_parameters(self.posterior(self._shaped(x)[:1])) is not None:
+        if gaussian_parameters(self.posterior(x[:1])) is not None:
             self.read_geometry(x)
         return self
 

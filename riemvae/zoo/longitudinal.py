@@ -125,6 +125,7 @@ def continuous_lvae(
     conditional flows, Chen et al. (2018) on continuous ones.
     """
     check_choice("dynamics", dynamics, ["flow", "ode"])
+    bricks.refuse_visits("continuous_lvae")
     if dynamics == "flow":
         change: Any = time_flow(
             bricks.latent_dim,

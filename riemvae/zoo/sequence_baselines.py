@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from riemvae._checks import argument_error, check_choice
+from riemvae._checks import check_choice
 from riemvae.guides import GaussianGuide
 from riemvae.longitudinal import LongitudinalVAE
 from riemvae.longitudinal.ode import OdeFlow, VectorField
@@ -114,10 +114,7 @@ def latent_ode(
     Source: Chen, Rubanova, Bettencourt and Duvenaud (2018); Rubanova, Chen and Duvenaud (2019).
     """
     check_choice("inference", inference, ["recurrent", "set", "experts"])
-    if bricks.num_visits is not None:
-        raise argument_error(
-            "num_visits", "None: the latent ODE is a function of time", bricks.num_visits, "pass times="
-        )
+    bricks.refuse_visits("latent_ode")
     field = VectorField(
         bricks.latent_dim,
         covariates,

@@ -65,6 +65,16 @@ class SequenceBricks(NamedTuple):
             )
         return self.num_visits
 
+    def refuse_visits(self, name: str) -> None:
+        """Refuses a number of visits, for a recipe of visits at any times."""
+        if self.num_visits is not None:
+            raise argument_error(
+                "num_visits",
+                f"None: {name!r} is a function of time",
+                self.num_visits,
+                "leave it out, and pass times= to fit",
+            )
+
 
 def flow_by_name(name: str, latent_dim: int, transforms: int, hidden: Sequence[int], **options: Any) -> Any:
     """A flow over ``ℝᵈ`` by name: ``"iaf"``, ``"maf"``, ``"nsf"``, ``"coupling"``, ``"spline_coupling"``."""

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from riemvae._checks import argument_error, check_choice, check_count, check_finite
 from riemvae._recipe import recipe
 from riemvae._seeding import forked
-from riemvae.data import Preprocessing
+from riemvae.data import Preprocessing, in_memory
+from riemvae.data.gathering import batch_size_of
 from riemvae.data.sequences import Sequences
 from riemvae.guides import GaussianGuide
 from riemvae.inference import ELBO, LogLikelihood, Schedule, fit, log_likelihood
@@ -25,7 +27,7 @@ from riemvae.longitudinal.generation import generate
 from riemvae.longitudinal.imputation import Imputation, impute
 from riemvae.longitudinal.linear_trajectory import TrajectoryEncoder
 from riemvae.longitudinal.posterior_draws import METHODS, LatentDraws, draw_posterior
-from riemvae.longitudinal.subject_batch import anchored
+from riemvae.longitudinal.subject_batch import anchored, arguments
 from riemvae.networks.sequence import SequenceEncoder
 from riemvae.priors import StandardNormal
 from riemvae.zoo.trained import Trained
@@ -40,10 +42,11 @@ ESTIMATORS = ("mixture", "single")
 class SequenceAutoencoder(Trained):
     """A trained or trainable model of sequences, with the preprocessing of its data.
 
-    Data are sequences ``(N, T, *input_shape)``, ragged lists of ``(t_i, *input_shape)``, or
-    :class:`~riemvae.data.Sequences`; NaN is missing, as is what ``observed (N, T)`` and ``pixel_mask`` say.
-    Images of unsigned bytes are divided by 255; what is imputed or sampled comes back on the scale of the
-    data. ``history_`` and ``fit_`` are of the last training, ``warmup_fit_`` of its warm-up.
+    Data are sequences ``(N, T, *input_shape)``, ragged lists of ``(t_i, *input_shape)``,
+    :class:`~riemvae.data.Sequences`, or a ``Dataset`` or ``DataLoader`` whose items are the arguments of the
+    model in their order, which is read into memory; NaN is missing, as is what ``observed (N, T)`` and
+    ``pixel_mask`` say. Images of unsigned bytes are divided by 255; what is imputed or sampled comes back on
+    the scale of the data. ``history_`` and ``fit_`` are of the last training, ``warmup_fit_`` of its warm-up.
 
     Args:
         model: The generative model.
@@ -93,6 +96,8 @@ class SequenceAutoencoder(Trained):
     def _raw(self, x: Any, name: str = "x", **given: Any) -> Sequences:
         """The data on their own scale, checked against the model."""
         changes = {key: value for key, value in given.items() if value is not None}
+        if (found := in_memory(x, name)) is not x:
+            x = arguments(found)
         if isinstance(x, Sequences):
             data = x
             if changes:
@@ -100,7 +105,7 @@ class SequenceAutoencoder(Trained):
                 data = Sequences.of(x.x, **{**known, **changes}, labels=x.labels, subjects=x.subjects)
         elif isinstance(x, dict):
             data = Sequences.of(**{**x, **changes})
-        elif isinstance(x, tuple) and len(x) == 2 and _is_mask(x[1]) and "observed" not in changes:
+        elif isinstance(x, tuple) and len(x) == 2 and _is_mask(*x) and "observed" not in changes:
             data = Sequences.of(x[0], observed=x[1], **changes)
         else:
             data = Sequences.of(x, **changes)
@@ -216,6 +221,7 @@ class SequenceAutoencoder(Trained):
             Itself. A training that is interrupted ends with the part that it was in, which ``fit_`` then
             tells of.
         """
+        options.setdefault("batch_size", batch_size_of(x))
         data, val = self._training_data(x, observed, pixel_mask, times, covariates, val_data)
         epochs = self._warmup_epochs(check_count("max_epochs", max_epochs), warmup)
         if epochs and options.get("resume") is None:
@@ -236,6 +242,8 @@ class SequenceAutoencoder(Trained):
         seen = data.seen
         if not bool(seen.any()):
             raise argument_error("observed", "at least one visit to train on", "none that is seen")
+        if val is not None and not bool(val.observed.any()):
+            raise argument_error("val_data", "at least one visit to judge by", "none that is seen")
         self.model.likelihood.validate(torch.where(seen, data.x, torch.zeros_like(data.x)))
         self._fit_times(data)
         return data, val
@@ -371,7 +379,7 @@ class SequenceAutoencoder(Trained):
             options: Those of :func:`riemvae.log_likelihood`.
         """
         data = self.sequences(x, observed, pixel_mask, times, covariates)
-        known = None if self._knows_unseen else self._seen_visits(data).any(1)
+        known = None if self._knows_unseen else data.observed.any(1)
         if known is not None:
             data = self._informative(data)
         batch: dict[str, Any] = self._batch(data)
@@ -380,7 +388,7 @@ class SequenceAutoencoder(Trained):
             if isinstance(guide, AnchoredGuide) and guide.anchors == "random":
                 # Beside the data, so that draws in several parts are of one anchor.
                 with forked(seed):
-                    batch["anchor"] = random_visits(anchorable_visits(self._seen_visits(data)))
+                    batch["anchor"] = random_visits(anchorable_visits(data.observed))
                     seed = None if seed is None else int(torch.randint(2**31, ()))
                 model, guide = WithAnchor(model), WithAnchor(guide)
             result = log_likelihood(model, guide, batch, num_samples, chunk_size, seed, **options)
@@ -400,13 +408,8 @@ class SequenceAutoencoder(Trained):
 
     def _informative(self, data: Sequences) -> Sequences:
         """The subjects of whom anything is seen; all where there are none of them."""
-        known = self._seen_visits(data).any(1)
+        known = data.observed.any(1)
         return data[known] if bool(known.any() & ~known.all()) else data
-
-    def _seen_visits(self, data: Sequences) -> Tensor:
-        """Visits ``(N, T)`` of which anything is seen."""
-        mask = data.pixel_mask
-        return data.observed if mask is None else data.observed & mask.flatten(2).any(-1)
 
     # -- latent space, imputation --------------------------------------------------------------------------
 
@@ -493,8 +496,14 @@ class SequenceAutoencoder(Trained):
                 **options,
             ).map(self._undone)
         # Seen values bit for bit, double precision too: undoing a preprocessing rounds.
-        filled = result.filled.to(torch.promote_types(result.filled.dtype, raw.x.dtype))
-        return replace(result, filled=torch.where(result.missing, filled, raw.x.to(filled)))
+        kind = torch.promote_types(result.filled.dtype, raw.x.dtype)
+        seen_values = raw.x.to(result.filled.device, kind)
+
+        def restored(values: Tensor) -> Tensor:
+            return torch.where(result.missing, values.to(kind), seen_values)
+
+        draws = None if result.draws is None else restored(result.draws)
+        return replace(result, filled=restored(result.filled), draws=draws)
 
     def impute(self, x: Any, observed: Any = None, **options: Any) -> Tensor:
         """``(N, T, *input_shape)``: what was seen as given, what was not by the posterior mean.
@@ -565,9 +574,17 @@ def _certain(result: LogLikelihood, known: Tensor) -> LogLikelihood:
     return replace(result, **changes)
 
 
-def _is_mask(value: Any) -> bool:
-    """Whether a second array is which visits were observed, rather than another sequence."""
-    return str(getattr(value, "dtype", None)) in ("bool", "torch.bool") and value.ndim == 2
+def _is_mask(x: Any, value: Any) -> bool:
+    """Whether a second array is which visits of the first were observed, rather than another sequence."""
+    if str(getattr(value, "dtype", None)) in ("bool", "torch.bool") and value.ndim == 2:
+        return True
+    shape = getattr(x, "shape", ())
+    if len(shape) < 3:
+        return False
+    try:
+        return np.shape(value) == tuple(shape[:2])
+    except ValueError:  # ragged
+        return False
 
 
 class WithAnchor(nn.Module):

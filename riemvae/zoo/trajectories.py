@@ -12,6 +12,7 @@ from riemvae._checks import argument_error, check_choice, check_count
 from riemvae._recipe import recipe
 from riemvae._seeding import forked
 from riemvae.data import Preprocessing
+from riemvae.data.gathering import batch_size_of
 from riemvae.data.sequences import Sequences
 from riemvae.guides import GaussianGuide
 from riemvae.inference import ELBO, fit
@@ -156,6 +157,7 @@ class TrajectoryAutoencoder(SequenceAutoencoder):
         Raises:
             ValueError: As the base class; to resume a training of trajectories with another VAE's features.
         """
+        options.setdefault("batch_size", batch_size_of(x))
         data, val = self._training_data(x, observed, pixel_mask, times, covariates, val_data)
         if self.features is None:
             self._fit_sequences(data, val, max_epochs, options)
@@ -344,10 +346,7 @@ def linear_trajectory(
 
     Source: Chadebec, Huijben, Pluim, Allassonnière and van Eijnatten (2022); thesis, chapter 5.
     """
-    if bricks.num_visits is not None:
-        raise argument_error(
-            "num_visits", "None: trajectories are functions of time", bricks.num_visits, "pass times= to fit"
-        )
+    bricks.refuse_visits("linear_trajectory")
     images = len(bricks.input_shape) > 1
     d = bricks.latent_dim
     size = d if images else bricks.input_shape[0]

@@ -215,6 +215,15 @@ def test_a_header_has_each_name_once(tmp_path):
     path.write_text("id,v,v,t\na,1,2,0\n")
     with pytest.raises(ValueError, match=r"^header of a.csv: expected each column once, got 'v' twice"):
         read_long_table(path, "id", "t", ["v"])
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match=r"^source: expected each column once, got 't' twice"):
+        read_long_table(pandas.DataFrame([[1, 0.0, 1.0]], columns=["id", "t", "t"]), "id", "t", ["t"])
+
+
+def test_a_name_in_quotes_may_hold_another_separator(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('id;t;"x,y"\na;0;1.5\n')
+    assert read_long_table(path, "id", "t", ["x,y"]).x.flatten().tolist() == [1.5]
 
 
 def test_a_picture_that_breaks_off_is_named(tmp_path):

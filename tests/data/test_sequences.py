@@ -323,3 +323,20 @@ def test_making_sequences_changes_no_input():
     Sequences.of(x, times=times).drop_visits(0.5, seed=0).drop_pixels(0.5, seed=0).batch()
     np.testing.assert_array_equal(x, np.array([[[1.0, NAN], [NAN, NAN]]]))
     np.testing.assert_array_equal(times, np.array([[0.0, NAN]]))
+
+
+def test_a_visit_of_which_nothing_is_left_is_unobserved():
+    mask = torch.ones(1, 2, 3, dtype=torch.bool)
+    mask[0, 1] = False
+    data = made(1, 2, pixel_mask=mask)
+    assert data.observed.tolist() == [[True, False]]
+    for seed in range(8):  # the visit that is kept is one that was seen
+        assert data.drop_visits(1.0, seed=seed).observed.tolist() == [[True, False]]
+
+
+def test_an_empty_grid_and_complex_values_are_refused():
+    with pytest.raises(ValueError, match=r"^bins: expected increasing times \(T',\), at least one"):
+        made(times=rising()).on_grid([])
+    for x in (torch.ones(1, 2, 1, dtype=torch.complex64), np.ones((1, 2, 1), dtype=complex)):
+        with pytest.raises(ValueError, match=r"^x: expected real values"):
+            Sequences.of(x)

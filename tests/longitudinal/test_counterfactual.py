@@ -116,6 +116,9 @@ def test_categories_become_indicators():
     assert one_hot(["b", None], categories=["a", "b", None]).tolist() == [[0, 1, 0], [0, 0, 1]]
     assert one_hot(["x"]).dtype == torch.get_default_dtype()
     assert one_hot([], categories=["a", "b"]).shape == (0, 2)
+    assert one_hot(["b", None, "a"]).tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    with pytest.raises(ValueError, match=r"^values: expected values of one kind.*pass categories="):
+        one_hot(["a", 1])
     with pytest.raises(ValueError, match="'c'"):
         one_hot(["a", "c"], categories=["a", "b"])
     with pytest.raises(ValueError, match="categories"):

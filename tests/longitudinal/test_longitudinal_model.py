@@ -578,3 +578,23 @@ def test_pixel_masks_need_values_that_are_independent_given_the_latent():
     model(x)
     with pytest.raises(ValueError, match=r"pixel_mask: .*MultivariateNormal"):
         model(x, None, torch.rand(x.shape) < 0.5)
+
+
+@pytest.mark.parametrize("dynamics", ["flow", "ode"])
+@pytest.mark.parametrize("inference", ["mixture", "set"])
+def test_covariates_of_other_subjects_or_none_that_are_finite_are_named(dynamics, inference):
+    options = {"covariates": 2, "dynamics": dynamics, "inference": inference, "hidden": (8,), "seed": 0}
+    built = rv.zoo.build("continuous_lvae", (4,), 3, **options)
+    x, times = torch.randn(6, 4, 4), torch.arange(4.0).expand(6, 4)
+    bound = pyro.infer.Trace_ELBO()
+
+    def loss(covariates):
+        return bound.differentiable_loss(
+            built.model, built.guide, x, None, None, times=times, covariates=covariates
+        )
+
+    assert loss(torch.zeros(6, 2)).isfinite()
+    with pytest.raises(ValueError, match=r"^covariates: expected a tensor \(6, "):
+        loss(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"^covariates: expected finite values, got 12 NaN"):
+        loss(torch.full((6, 2), float("nan")))

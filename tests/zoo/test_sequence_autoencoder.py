@@ -10,7 +10,7 @@ from longitudinal_oracles import AffineDecoder, AffineSequences
 from torch import nn
 
 import riemvae as rv
-from riemvae.data import Sequences
+from riemvae.data import Sequences, Standardize
 from riemvae.data.generators import starmen
 from riemvae.inference import Linear
 
@@ -644,3 +644,64 @@ def test_trajectories_of_images_refuse_covariates_too():
     for call in (ae.log_likelihood, ae.encode, lambda x, **kw: ae.fit(x, progress=False, **kw)):
         with pytest.raises(ValueError, match="covariates: expected None for a model that takes none"):
             call(torch.rand(4, 3, 1, 4, 4), times=times, covariates=torch.ones(4, 1))
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32, np.uint8, list])
+def test_a_pair_takes_masks_of_zeros_and_ones(kind):
+    x, mask = toy(6), torch.rand(6, 3, generator=torch.Generator().manual_seed(1)) < 0.6
+    given = (
+        mask.tolist() if kind is list else mask.numpy().astype(kind) if kind is np.uint8 else mask.to(kind)
+    )
+    ae = rv.zoo.build("lvae", (6,), num_visits=3, latent_dim=2, seed=0)
+    found = ae.sequences((x, given))
+    assert torch.equal(found.observed, mask)
+    assert ae.sequences((x[0], x[1, :2])).observed.tolist() == [[True] * 3, [True, True, False]]
+
+
+@pytest.mark.parametrize("name", ["continuous_lvae", "linear_trajectory", "latent_ode"])
+def test_a_function_of_time_has_no_number_of_visits(name):
+    with pytest.raises(
+        ValueError, match=rf"^num_visits: expected None: '{name}' is a function of time, got 4"
+    ):
+        rv.zoo.build(name, (3,), latent_dim=3, num_visits=4)
+
+
+@pytest.mark.parametrize("name", ["continuous_lvae", "linear_trajectory", "latent_ode"])
+def test_a_visit_whose_values_are_all_masked_changes_nothing_of_a_training(name):
+    x, times = toy(6, 4), torch.rand(6, 4, generator=torch.Generator().manual_seed(0)).cumsum(1)
+    mask = torch.ones_like(x, dtype=torch.bool)
+    mask[1, 2] = False
+    weights = []
+    for seen, at in ((True, 0.0), (False, 0.0), (True, 0.01)):
+        observed = torch.ones(6, 4, dtype=torch.bool)
+        observed[1, 2] = seen
+        when = times.clone()
+        when[1, 2] += at
+        ae = rv.zoo.build(name, (6,), latent_dim=3, hidden=(8,), seed=0)
+        ae.fit(Sequences(x, observed, mask, times=when), max_epochs=1, seed=0, progress=False)
+        weights.append({name: value.clone() for name, value in ae.state_dict().items()})
+    for other in weights[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in weights[0].items())
+
+
+def test_draws_have_the_seen_values_bit_for_bit():
+    x = 1e3 + toy(8).double() / 3
+    x[0, 1] = torch.nan
+    ae = rv.zoo.build(
+        "lvae",
+        (6,),
+        num_visits=3,
+        latent_dim=2,
+        seed=0,
+        preprocessing=Standardize(6).fit(x[1:].flatten(0, 1)),
+    )
+    found = ae.imputation(x, num_draws=4, keep_draws=3, seed=0)
+    seen = ~x.isnan()
+    assert found.draws.shape == (3, *x.shape) and found.draws.isfinite().all()
+    assert all(torch.equal(draw[seen], x[seen]) for draw in found.draws)
+
+
+def test_held_out_data_of_which_nothing_is_seen_are_refused():
+    ae = rv.zoo.build("lvae", (6,), num_visits=3, latent_dim=2, seed=0)
+    with pytest.raises(ValueError, match=r"^val_data: expected at least one visit to judge by"):
+        ae.fit(toy(4), val_data=(toy(4), torch.zeros(4, 3, dtype=torch.bool)), max_epochs=1, progress=False)
