@@ -118,7 +118,7 @@ def test_fit_writes_the_model_that_the_library_would_train(table):
     loaded = rv.load(table / "m")
     data = Layout.load(table / "m").read(table / "a.csv", no_options(), True)[0]
     assert data.times[0].tolist() == [60, 61, 62, 63]
-    likelihood = rv.likelihoods.Gaussian(scale="learned")
+    likelihood = rv.likelihoods.Gaussian(scale="learned", scale_shape=(2,))  # a scale a score
     preprocessing = commands._standardized(data)
     built = rv.zoo.build(
         "lvae", 2, 2, num_visits=VISITS, likelihood=likelihood, hidden=(8,), flow_hidden=(8,),
@@ -766,3 +766,138 @@ def test_covariates_that_are_not_used_are_said(tmp_path, capsys):
     capsys.readouterr()
     assert call("fit", tmp_path / "a.npz", "--out", tmp_path / "m", *SMALL, *FLOW) == 0
     assert "lvae takes no covariates: those of a.npz are not used" in capsys.readouterr().err
+
+
+def test_times_that_are_not_used_are_said(tmp_path, capsys):
+    x, times = np.zeros((6, 2, 3), np.float32), np.tile([0.0, 1.0], (6, 1))
+    for case, first in enumerate((0.0, -0.5)):
+        times[0, 0] = first
+        np.savez(tmp_path / f"{case}.npz", x=x, times=times)
+        capsys.readouterr()
+        assert call("fit", tmp_path / f"{case}.npz", "--out", tmp_path / "m", *SMALL, *FLOW) == 0
+        said = "lvae numbers visits by their place: the times of 1.npz" in capsys.readouterr().err
+        assert said == bool(case)
+
+
+def test_what_is_wrong_with_a_table_is_refused(table, in_time, tmp_path, capsys):
+    new, scores = ("--out", tmp_path / "new"), table / "a.csv"
+    columns = COLUMNS[:4]
+    assert "'a' twice" in error_of(capsys, "fit", scores, *new, *columns, "--features", "a,b,a")
+    empty = write_rows(tmp_path / "e.csv", [["s", 1, 2.0, "", 0], ["t", 1, 1.0, "", 0]])
+    assert "got none of 'b'" in error_of(capsys, "fit", empty, *new, *COLUMNS)
+    twice = write_rows(tmp_path / "twice.csv", [["s", 60, 1, 1, 0], ["s", 60, 2, 2, 0]])
+    error = error_of(capsys, "fit", scores, *new, *COLUMNS, "--val", twice)
+    assert "--val twice.csv: rows 1 and 2: expected one row a subject and time" in error
+    missing = error_of(capsys, "fit", scores, *new, *COLUMNS, "--val", tmp_path / "no.csv")
+    assert "--val no.csv: " in missing
+    for cell, remedy in (("1,5", "a point"), (".", "empty"), ("2024-01-03", "dates"), ("x1", "encode text")):
+        path = tmp_path / "cell.csv"
+        path.write_text(f"id;age;a\ns;60;{cell}\n")
+        assert remedy in error_of(capsys, "fit", path, *new, *columns, "--features", "a")
+    out = ("--out", tmp_path / "o.csv")
+    swapped = (*columns, "--features", "b,a")
+    assert "the order of the training, a, b" in error_of(
+        capsys, "impute", table / "m", scores, *out, *swapped
+    )
+    unused = ("--covariates", "arm")
+    assert "takes none, got arm" in error_of(capsys, "impute", table / "m", scores, *out, *unused)
+    wanted = "--covariates: expected 1, as the model was fitted, got none"
+    assert wanted in error_of(capsys, "sample", in_time / "m", "--times", "0,1", *out)
+    assert "--covariates: expected none" in error_of(capsys, "sample", table / "m", "--covariates", "1", *out)
+    assert not (tmp_path / "new").exists() and not (tmp_path / "o.csv").exists()
+
+
+def test_scores_are_reported_each(table, in_time, tmp_path, capsys):
+    out = tmp_path / "r.json"
+    options = ("--samples", 10, "--draws", 7, "--drop-visits", 0.5, "--seed", 4)
+    assert call("evaluate", table / "m", table / "a.csv", "--out", out, *options) == 0
+    shown = capsys.readouterr().out
+    assert "importance, by score" in shown
+    features = json.loads(out.read_text())["imputation"]["features"]["importance"]
+    ae = rv.load(table / "m")
+    data = Layout.load(table / "m").read(table / "a.csv", no_options(), True)[0]
+    hidden = data.drop_visits(0.5, seed=4)
+    found = ae.imputation(hidden, num_draws=7, level=0.9, seed=4)
+    assert list(features) == ["a", "b"]
+    for i, scores in enumerate(features.values()):
+        asked = (data.seen & ~hidden.seen)[..., i]
+        truth, mean = data.x[..., i][asked], found.mean[..., i][asked].double()
+        assert scores["rmse_of_mean"] == pytest.approx(float((mean - truth).square().mean().sqrt()), rel=1e-5)
+        inside = (truth >= found.lower[..., i][asked]) & (truth <= found.upper[..., i][asked])
+        assert scores["coverage"] == pytest.approx(float(inside.double().mean()))
+    assert features["a"]["rmse_of_mean"] < features["b"]["rmse_of_mean"]  # of spread 1 and of spread 5
+    assert call("impute", table / "m", table / "a.csv", "--out", tmp_path / "f.csv", "--draws", 5) == 0
+    shown = capsys.readouterr().out
+    assert "90 % intervals, a" in shown and "90 % intervals, b" in shown
+
+
+def drawn(monkeypatch, name):
+    """What the picture of this name was asked to show."""
+    from riemvae.evaluation.pictures import longitudinal, sequences
+
+    module, calls = longitudinal if name == "draw_score_intervals" else sequences, []
+    original = getattr(module, name)
+
+    def noting(*arguments, **options):
+        calls.append((arguments, options))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, name, noting)
+    return calls
+
+
+def test_a_picture_of_scores_has_an_axis_each(table, tmp_path, monkeypatch, capsys):
+    calls = drawn(monkeypatch, "draw_score_intervals")
+    picture = ("--picture", tmp_path / "p.png", "--shown", 3)
+    assert call("impute", table / "m", table / "a.csv", "--out", tmp_path / "f.csv", *picture) == 0
+    ((_, options),) = calls
+    assert options["by"] == "score" and options["score_names"] == ["a", "b"] and is_png(tmp_path / "p.png")
+    np.savez(tmp_path / "wide.npz", x=np.random.default_rng(0).normal(size=(6, 2, 9)).astype(np.float32))
+    assert call("fit", tmp_path / "wide.npz", "--out", tmp_path / "m", *SMALL, *FLOW) == 0
+    capsys.readouterr()
+    sample = ("--out", tmp_path / "s.npz", "-n", 2, "--picture", tmp_path / "q.png")
+    assert call("sample", tmp_path / "m", *sample) == 0
+    assert "first 6 of 9 scores" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert calls[1][0][2].shape[-1] == 6
+
+
+def test_padding_is_not_drawn_as_a_visit(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = []
+    for i, visits in enumerate((4, 1, 2, 1)):
+        for j in range(visits):
+            name = "" if (i, j) == (2, 1) else f"{i}_{j}.npy"
+            if name:
+                np.save(tmp_path / name, rng.random((1, 4, 4)).astype(np.float32))
+            rows.append([i, 60 + j, name])
+    data = write_rows(tmp_path / "a.csv", rows, header="subject,time,scan")
+    options = ("--image", "scan", "--architecture", "mlp", "--model", "continuous_lvae", *SMALL, *FLOW)
+    assert call("fit", data, "--out", tmp_path / "m", *options) == 0
+    calls = drawn(monkeypatch, "draw_sequences")
+    picture = ("--picture", tmp_path / "p.png", "--shown", 3)
+    assert call("impute", tmp_path / "m", data, "--out", tmp_path / "f.npz", *picture) == 0
+    ((_, shown),) = calls  # the one who lacks a visit first
+    for present in shown["present"]:
+        assert present.tolist() == [[True, True, False, False], [True] * 4, [True, False, False, False]]
+    assert shown["row_labels"][:3] == ["2", "0", "1"]
+
+
+def test_samples_of_bytes_are_drawn_from_black_to_white(images, tmp_path, monkeypatch):
+    calls = drawn(monkeypatch, "draw_sequences")
+    for folder, limits in ((images, (0.0, 255.0)), (None, None)):
+        if folder is None:
+            folder = tmp_path
+            np.savez(tmp_path / "a.npz", x=np.ones((4, VISITS, 1, 6, 6), np.float32))
+            options = ("--architecture", "mlp", *SMALL, *FLOW)
+            assert call("fit", folder / "a.npz", "--out", folder / "m", *options) == 0
+        sample = ("-n", 2, "--out", tmp_path / "s.npz", "--picture", tmp_path / "p.png")
+        assert call("sample", folder / "m", *sample) == 0
+        assert calls[-1][1]["limits"] == limits
+
+
+def test_the_scale_of_scores_is_fixed_on_request(tmp_path, in_time):
+    options = ("--model", "linear_trajectory", "--option", "hidden_size=8", *COLUMNS, *SMALL)
+    for name, scale in ((None, "learned"), ("learned", "learned"), ("gaussian", 1.0)):
+        chosen = () if name is None else ("--likelihood", name)
+        assert call("fit", in_time / "a.csv", "--out", tmp_path / "m", *chosen, *options) == 0
+        assert rv.load(tmp_path / "m").model.likelihood.scale == scale

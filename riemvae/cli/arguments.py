@@ -34,7 +34,10 @@ def share(text: str) -> float:
 
 def level(text: str) -> float:
     """A number between 0 and 1."""
-    value = share(text)
+    try:
+        value = share(text)
+    except argparse.ArgumentTypeError:
+        value = 0.0
     if value == 0.0:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
     return value

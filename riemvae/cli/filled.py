@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from riemvae.data.sequences import Sequences
     from riemvae.longitudinal import Imputation
 
-_MOST_LINES = 12  # features in a picture
+_MOST_SCORES = 6  # in a picture, each with an axis of its own
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,21 @@ def check_drawable(shape: Sequence[int]) -> None:
     )
 
 
-def draw_filled(path: Path, layout: Layout, filled: Filled, shown: int) -> None:
-    """Some subjects, those with missing visits first: as given and filled in, or lines with intervals."""
+def draw_filled(
+    path: Path, layout: Layout, filled: Filled, shown: int, limits: tuple[float, float] | None = None
+) -> str:
+    """Some subjects, those with missing visits first: as given and filled in, or lines with intervals.
+
+    Args:
+        path: The file to write.
+        layout: Where features have their names.
+        filled: The sequences.
+        shown: How many of them.
+        limits: The values drawn black and white; None is by the data.
+
+    Returns:
+        The path, and what was left out of the picture.
+    """
     import torch
 
     from riemvae.evaluation.pictures.longitudinal import draw_score_intervals
@@ -187,14 +200,19 @@ def draw_filled(path: Path, layout: Layout, filled: Filled, shown: int) -> None:
     subjects = data.subjects or tuple(str(i) for i in range(len(data)))
     labels = [subjects[i] for i in rows.tolist()]
     times = None if data.times is None else data.times[rows]
-    observed, x = data.observed[rows], filled.x[rows]
+    there = filled.there[rows]
+    last = int(there.sum(0).nonzero().max()) + 1 if bool(there.any()) else 1  # nobody is there afterwards
+    there, observed, x = there[:, :last], data.observed[rows, :last], filled.x[rows, :last]
+    seen = data.seen[rows, :last]
+    times = None if times is None else times[:, :last]
     if len(data.shape) == 1:
-        size = min(_MOST_LINES, data.shape[0])
+        size = min(_MOST_SCORES, data.shape[0])
         lines = x[..., :size]
         lower, upper = (
-            torch.where(e.isnan(), x, e)[..., :size] for e in (filled.lower[rows], filled.upper[rows])
+            torch.where(e.isnan(), x, e)[..., :size]
+            for e in (filled.lower[rows, :last], filled.upper[rows, :last])
         )
-        known = torch.where(data.seen[rows], x, torch.nan)[..., :size]
+        known = torch.where(seen, x, torch.nan)[..., :size]
         draw_score_intervals(
             torch.arange(x.shape[1]) if times is None else times,
             known,
@@ -204,20 +222,25 @@ def draw_filled(path: Path, layout: Layout, filled: Filled, shown: int) -> None:
             observed,
             names=labels,
             score_names=list(layout.features[:size]) if layout.features else None,
+            by="score",
             path=path,
         )
-        return
+        return f"{path}" + f" (the first {size} of {data.shape[0]} scores)" * (size < data.shape[0])
     clock = None if times is None else times[0] if bool((times == times[0]).all()) else times
+    if limits is None and data.x.dtype == torch.uint8:
+        limits = (0.0, 255.0)
     if not bool(filled.missing.any()):
-        draw_sequences(x, row_labels=labels, times=clock, path=path)
-        return
-    given = torch.where(data.seen[rows], x, torch.nan)
+        draw_sequences(x, present=there, row_labels=labels, times=clock, limits=limits, path=path)
+        return f"{path}"
+    given = torch.where(seen, x, torch.nan)
     draw_sequences(
         [given, x],
         [observed, observed],
+        present=[there, there],
         row_labels=labels * 2,
         names=["given", "filled in"],
         times=None if clock is None else [clock, clock],
-        limits=(0.0, 255.0) if data.x.dtype == torch.uint8 else None,
+        limits=limits,
         path=path,
     )
+    return f"{path}"

@@ -83,6 +83,11 @@ class Layout:
         elif "image" in changes:
             changes["features"] = ()
         grid = changes.get("grid", (0.0,))
+        for option in ("features", "covariates"):
+            given_names = changes.get(option, ())
+            twice = sorted({name for name in given_names if given_names.count(name) > 1})
+            if twice:
+                raise ValueError(f"--{option}: expected each column once, got {twice[0]!r} twice.")
         if any(after <= before for before, after in itertools.pairwise(grid)):
             raise ValueError(f"--grid: expected increasing times, got {', '.join(f'{t:g}' for t in grid)}.")
         return replace(self, **changes)
@@ -166,16 +171,6 @@ def add_layout_options(sub: argparse.ArgumentParser, trained: bool) -> None:
     )
 
 
-def present_visits(data: Sequences) -> Any:
-    """Which visits ``(N, T)`` are there at all: shorter sequences repeat their last time at the end."""
-    import torch
-
-    there = torch.ones_like(data.observed)
-    if data.times is not None:
-        there[:, 1:] = data.times.diff(dim=1) > 0
-    return there | data.observed
-
-
 @contextmanager
 def _double() -> Iterator[None]:
     import torch
@@ -190,7 +185,7 @@ def _double() -> Iterator[None]:
 
 def _common_times(path: Path, data: Sequences) -> tuple[float, ...]:
     """The distinct times of a table whose subjects were seen at common ones."""
-    there = present_visits(data)
+    there = data.present
     every: Any = data.times
     times = every[there].unique().tolist()
     most = int(there.sum(1).max())
@@ -212,7 +207,7 @@ def _on_grid(path: Path, data: Sequences, grid: Sequence[float]) -> Sequences:
     if len(bins) > 1:
         first, last = bins[0] - 0.5 * (bins[1] - bins[0]), bins[-1] + 0.5 * (bins[-1] - bins[-2])
         # Empty rows too: they ask for an imputation, which such a model has on its grid alone.
-        outside = present_visits(data) & ((times < first) | (times > last))
+        outside = data.present & ((times < first) | (times > last))
         if bool(outside.any()):
             row, visit = (int(i) for i in outside.nonzero()[0])
             who = f"subject {row}" if data.subjects is None else f"subject {data.subjects[row]!r}"

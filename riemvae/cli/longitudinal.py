@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from riemvae.cli.arguments import count, level, names, numbers, pair, seed, shape_of, share
 from riemvae.cli.filled import Filled, check_drawable, draw_filled, write_table
-from riemvae.cli.layout import FILE, TABLES, Layout, add_layout_options, present_visits
+from riemvae.cli.layout import FILE, TABLES, Layout, add_layout_options
 from riemvae.cli.recipe_options import recipe_options
 from riemvae.cli.shared import check_new, check_suffix, print_columns, print_table, refuse_folder
 
@@ -45,6 +45,7 @@ INFERENCES = ("anchor", "mixture", "experts", "set", "recurrent")
 METHODS = ("importance", "guide", "naive", "best", "map", "hmc")
 ESTIMATORS = ("mixture", "single")
 FIGURES = (".png", ".pdf", ".svg")
+_MOST_NAMED = 12  # scores that are printed each
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -76,9 +77,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     fit.add_argument(
         "--likelihood",
         choices=LIKELIHOODS,
-        default="gaussian",
-        help="gaussian: of scale 1, as published; learned: a gaussian whose scale is learned, which imputes "
-        "better",
+        help="gaussian: of scale 1, as published; learned: a gaussian whose scale is learned, of scores one "
+        "each, which imputes better; default: gaussian (learned for linear_trajectory of scores)",
     )
     fit.add_argument("--architecture", choices=ARCHITECTURES, help="of the networks; default: by the data")
     fit.add_argument("--hidden", type=shape_of, metavar="N,N", help="hidden layers of an mlp's encoder")
@@ -226,7 +226,14 @@ def _fit(arguments: argparse.Namespace) -> None:
         )
     numbered = model not in (IN_TIME if arguments.grid else IN_TIME + IN_EITHER)
     data, layout = Layout().changed(arguments).read(arguments.data, arguments, numbered)
-    val = None if arguments.val is None else layout.read(arguments.val, arguments, numbered)[0]
+    val = None if arguments.val is None else _read_val(arguments, layout, numbered)
+    _check_seen(data, layout)
+    if numbered and not layout.grid and data.times is not None and not _share_times(data):
+        sys.stderr.write(
+            f"{arguments.name}: {model} numbers visits by their place: the times of {arguments.data.name}, "
+            "which differ between subjects, are not used; --grid moves visits to common times, and "
+            f"{', '.join(IN_TIME)} take any.\n"
+        )
     if data.times is None and model in IN_EITHER:
         numbered = True
 
@@ -248,7 +255,8 @@ def _fit(arguments: argparse.Namespace) -> None:
         )
     likelihood: Any = arguments.likelihood
     if likelihood == "learned":
-        likelihood = likelihoods.Gaussian(scale="learned")
+        scores = data.shape if len(data.shape) == 1 else ()
+        likelihood = likelihoods.Gaussian(scale="learned", scale_shape=scores)
     autoencoder = zoo.build(
         model,
         data.shape,
@@ -288,11 +296,15 @@ def _fit(arguments: argparse.Namespace) -> None:
     history, fitted = autoencoder.history_, autoencoder.fit_
     losses = [name for name in ("train_loss", "val_loss") if name in history.columns]
     warmup = 0 if autoencoder.warmup_fit_ is None else len(autoencoder.warmup_fit_.history)
+    before = getattr(autoencoder, "feature_fit_", None)
+    of_features = 0 if before is None or before is fitted else len(before.history)
     rows = {
         "visits": f"{int(data.observed.sum())} observed of {data.num_visits} at most of {len(data)} subjects",
         "likelihood": str(autoencoder.model.likelihood),
         "parameters": sum(p.numel() for p in autoencoder.parameters()),
-        "epochs": f"{len(history)}" + (f" after {warmup} of warm-up on single visits" if warmup else ""),
+        "epochs": f"{len(history)}"
+        + f" after {warmup} of warm-up on single visits" * bool(warmup)
+        + f" of the last step, after {of_features} of features" * bool(of_features),
         **{f"last {name} (nats a sequence)": history[-1][name] for name in losses},
         "written to": str(arguments.out),
     }
@@ -305,6 +317,41 @@ def _fit(arguments: argparse.Namespace) -> None:
     if interrupted:
         sys.stderr.write(f"{arguments.name}: {arguments.out} holds the model of an unfinished training\n")
         raise KeyboardInterrupt
+
+
+def _read_val(arguments: argparse.Namespace, layout: Layout, numbered: bool) -> Sequences:
+    """The held-out data; what is wrong with them is said to be wrong with them."""
+    try:
+        return layout.read(arguments.val, arguments, numbered)[0]
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"--val {arguments.val.name}: {error}") from error
+
+
+def _check_seen(data: Sequences, layout: Layout) -> None:
+    """Refuses a score that nobody has: of it a model would say nothing."""
+    if len(data.shape) != 1:
+        return
+    for feature, seen in enumerate(data.seen.flatten(0, 1).any(0).tolist()):
+        if not seen:
+            name = _names_of(layout, data.shape[0])[feature]
+            raise ValueError(f"--features: expected seen values of each, got none of {name!r}; leave it out.")
+
+
+def _names_of(layout: Layout, number: int) -> tuple[str, ...]:
+    """The names of the features."""
+    known = len(layout.features) == number
+    return layout.features if known else tuple(f"x{i}" for i in range(number))
+
+
+def _share_times(data: Sequences) -> bool:
+    """Whether visits of one number were at one time in all subjects."""
+    import torch
+
+    times, seen = data.times, data.observed
+    if times is None:
+        return True
+    earliest = torch.where(seen, times, torch.inf).amin(0)
+    return bool(((times == earliest) | ~seen).all())
 
 
 def _takes_covariates(model: str) -> bool:
@@ -322,9 +369,6 @@ def _standardized(data: Sequences) -> Any:
             f"--standardize: expected visits of plain features, got shape {data.shape} of {data.x.dtype}; "
             "leave it out for images."
         )
-    for feature, seen in enumerate(data.seen.unbind(-1)):
-        if not bool(seen.any()):
-            raise ValueError(f"--standardize: expected seen values of feature {feature}, got none.")
     return Standardize(data.shape[0]).fit(data)
 
 
@@ -367,6 +411,9 @@ def _impute(arguments: argparse.Namespace) -> None:
     if arguments.picture is not None:
         check_drawable(autoencoder.input_shape)
     data, layout = _read(arguments, autoencoder)
+
+    import torch
+
     found: Any = autoencoder.imputation(
         data,
         method=arguments.method,
@@ -377,7 +424,7 @@ def _impute(arguments: argparse.Namespace) -> None:
     )
     # Of arrays every visit is asked for; rows of a table are what is there.
     is_table = arguments.data.suffix.lower() in TABLES
-    filled = Filled.of(data, found, present_visits(data) if is_table else None)
+    filled = Filled.of(data, found, data.present if is_table else None)
     if arguments.out.suffix.lower() == ".csv":
         write_table(arguments.out, layout, filled)
     else:
@@ -391,12 +438,17 @@ def _impute(arguments: argparse.Namespace) -> None:
     if found.rhat is not None:
         rows["largest R-hat"] = float(found.rhat.max())
     if rows["values filled in"]:
-        width = (filled.upper - filled.lower)[filled.missing]
-        rows[f"mean width of {100 * arguments.level:g} % intervals"] = float(width.mean())
+        title = f"mean width of {100 * arguments.level:g} % intervals"
+        width = torch.where(filled.missing, filled.upper - filled.lower, torch.nan)
+        if 1 < width[0, 0].numel() <= _MOST_NAMED and len(data.shape) == 1:  # scores have units of their own
+            for name, part in zip(_names_of(layout, data.shape[0]), width.unbind(-1)):
+                if not bool(part.isnan().all()):
+                    rows[f"{title}, {name}"] = float(part.nanmean())
+        else:
+            rows[title] = float(width.nanmean())
     rows["written to"] = str(arguments.out)
     if arguments.picture is not None:
-        draw_filled(arguments.picture, layout, filled, arguments.shown)
-        rows["picture"] = str(arguments.picture)
+        rows["picture"] = draw_filled(arguments.picture, layout, filled, arguments.shown)
     print_table(f"{len(data)} sequences, missing values filled in", rows)
 
 
@@ -423,6 +475,13 @@ def _sample(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "--times: expected the times of the visits to draw, such as 0,1,2, got none: the model is a "
             "function of time."
+        )
+    wanted = int(getattr(autoencoder.model.dynamics, "covariates", 0))
+    given = arguments.covariates
+    if len(given or ()) != wanted:
+        raise ValueError(
+            f"--covariates: expected {wanted or 'none'}, as the model was fitted, got "
+            f"{'none' if given is None else ', '.join(f'{value:g}' for value in given)}."
         )
     x = autoencoder.sample(
         arguments.num,
@@ -459,9 +518,19 @@ def _sample(arguments: argparse.Namespace) -> None:
         "written to": str(arguments.out),
     }
     if arguments.picture is not None:
-        draw_filled(arguments.picture, layout, Filled.complete(drawn), arguments.shown)
-        rows["picture"] = str(arguments.picture)
+        complete = Filled.complete(drawn)
+        limits = _limits(autoencoder)
+        rows["picture"] = draw_filled(arguments.picture, layout, complete, arguments.shown, limits)
     print_table("synthetic sequences", rows)
+
+
+def _limits(autoencoder: SequenceAutoencoder) -> tuple[float, float] | None:
+    """Black and white of images that were bytes."""
+    from riemvae.data import Affine
+
+    kept = autoencoder.preprocessing
+    of_bytes = isinstance(kept, Affine) and math.isclose(kept.scale, 1 / 255) and kept.offset == 0.0
+    return (0.0, 255.0) if of_bytes else None
 
 
 # -- evaluate ------------------------------------------------------------------------------------------------
@@ -476,7 +545,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     autoencoder = _load(arguments.folder)
     for method in arguments.methods or ():  # now, and not after all the work
         autoencoder.check_method(method)
-    data, _ = _read(arguments, autoencoder)
+    data, layout = _read(arguments, autoencoder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the share of large k̂ is among the numbers below
         estimate = autoencoder.log_likelihood(
@@ -521,13 +590,24 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         }
         if bool(missing.any()):
             x = data.x if data.x.is_floating_point() else data.x.to(torch.get_default_dtype())
+            several = len(data.shape) == 1 and data.shape[0] > 1
+            feature_names = _names_of(layout, data.shape[0]) if several else ()
+            each: dict[str, Any] = {}
             for method in arguments.methods or (None,):
-                found, scores = _imputed(arguments, autoencoder, hidden, method, x, missing)
+                found, scores, of_features = _imputed(
+                    arguments, autoencoder, hidden, method, x, missing, feature_names
+                )
                 report["imputation"]["methods"][found] = scores
+                each[found] = of_features
             hidden_visits = report["imputation"]["num_hidden_visits"]
             print_columns(
                 f"{hidden_visits} visits hidden at random and filled in", report["imputation"]["methods"]
             )
+            if several:
+                report["imputation"]["features"] = each
+                if len(feature_names) <= _MOST_NAMED:
+                    for found, of_features in each.items():
+                        print_columns(f"{found}, by score", of_features)
         else:
             sys.stderr.write(
                 f"{arguments.name}: --drop-visits {arguments.drop_visits:g} hid no visit: too few were seen "
@@ -546,8 +626,12 @@ def _imputed(
     method: str | None,
     x: Tensor,
     missing: Tensor,
-) -> tuple[str, dict[str, float]]:
-    """The method, and the errors of what it fills in for the hidden values, on the scale of the data."""
+    feature_names: tuple[str, ...],
+) -> tuple[str, dict[str, float], dict[str, dict[str, float]]]:
+    """The method, and the errors of what it fills in for the hidden values, on the scale of the data.
+
+    Of all values together, and of each of the named features.
+    """
     from riemvae.data import Identity
     from riemvae.longitudinal.imputation import imputation_error
 
@@ -559,7 +643,7 @@ def _imputed(
         seed=arguments.seed,
         progress=sys.stderr.isatty(),
     )
-    inside = ((x >= found.lower) & (x <= found.upper))[missing]
+    covered = (x >= found.lower) & (x <= found.upper)
     scores: dict[str, float] = {}
     preprocessing = autoencoder.preprocessing
     scales = [("", lambda values: values)]
@@ -571,9 +655,18 @@ def _imputed(
         total = error.subject_of_mean.nan_to_num(0.0) * number
         scores[f"mse_of_mean{name}"], scores[f"mse_of_mean_standard_error{name}"] = _ratio(total, number)
         scores[f"mse_of_draws{name}"] = error.of_draws
-    scores["coverage"] = float(inside.double().mean())
+    scores["coverage"] = float(covered[missing].double().mean())
     scores["median_effective_draws"] = float(found.ess.median())
-    return found.method, scores
+    of_features = {}
+    for i, name in enumerate(feature_names):
+        asked = missing[..., i]
+        if bool(asked.any()):
+            error = (found.mean[..., i] - x[..., i])[asked].double()
+            of_features[name] = {
+                "rmse_of_mean": float(error.square().mean().sqrt()),
+                "coverage": float(covered[..., i][asked].double().mean()),
+            }
+    return found.method, scores, of_features
 
 
 def _ratio(totals: Tensor, counts: Tensor) -> tuple[float, float]:
@@ -608,7 +701,19 @@ def _load(folder: Path) -> SequenceAutoencoder:
 
 
 def _read(arguments: argparse.Namespace, autoencoder: SequenceAutoencoder) -> tuple[Sequences, Layout]:
-    layout = Layout.load(arguments.folder).changed(arguments)
+    kept = Layout.load(arguments.folder)
+    layout = kept.changed(arguments)
+    for name in ("features", "covariates"):
+        fitted, given = getattr(kept, name), getattr(layout, name)
+        if fitted != given and sorted(fitted) == sorted(given):
+            raise ValueError(
+                f"--{name}: expected the order of the training, {', '.join(fitted)}, got {', '.join(given)}; "
+                "leave it out."
+            )
+    if layout.covariates and not any(getattr(part, "covariates", 0) for part in autoencoder.modules()):
+        raise ValueError(
+            f"--covariates: expected none, for a model that takes none, got {', '.join(layout.covariates)}."
+        )
     return layout.read(arguments.data, arguments, autoencoder.num_visits is not None)
 
 

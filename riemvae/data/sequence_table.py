@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,8 @@ def read_long_table(
         )
     if features is not None and (isinstance(features, str) or len(features) == 0):
         raise argument_error("features", "a list of column names", str(features))
+    for option, given in (("features", features), ("covariates", covariates)):
+        _check_header(option, list(given or ()))
     columns, start = _columns(source)
     wanted = [subject, time, *(features or []), *([image] if image else []), *covariates]
     for name in [*wanted, *([label] if label else [])]:
@@ -213,6 +216,10 @@ def _numbers(cells: Sequence[Any], name: str) -> np.ndarray:
             out[row] = float(text) if text else math.nan
         except ValueError:
             remedy = "turn dates into numbers, such as years since the first visit; encode text as numbers"
+            if re.fullmatch(r"[+-]?\d+,\d+", text):
+                remedy = "write decimals with a point"
+            elif not any(letter.isalnum() for letter in text):
+                remedy = "leave the cells of missing values empty"
             raise argument_error(f"row {row + 1}, {name!r}", "a number", f"{text!r}", remedy) from None
     if np.isinf(out).any():
         row = int(np.isinf(out).argmax()) + 1

@@ -296,6 +296,22 @@ class Sequences:
         return torch.where(self.observed, order, 0).amax(1)
 
     @property
+    def present(self) -> Tensor:
+        """Which visits are there at all, observed or to be predicted, ``(N, T)``.
+
+        Those that pad shorter sequences are not: unobserved, they repeat the time before them. Without times
+        every visit is there.
+
+        Example:
+            >>> Sequences.of([[[1.0], [2.0]], [[3.0]]], times=[[0.0, 1.5], [0.5]]).present.tolist()
+            [[True, True], [True, False]]
+        """
+        there = torch.ones_like(self.observed)
+        if self.times is not None:
+            there[:, 1:] = self.times.diff(dim=1) > 0
+        return there | self.observed
+
+    @property
     def seen(self) -> Tensor:
         """Which values were seen, ``(N, T, *shape)``: those of an observed visit under no pixel mask."""
         visits = self.observed.reshape(self.observed.shape + (1,) * (self.x.dim() - 2))

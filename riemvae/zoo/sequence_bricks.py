@@ -40,7 +40,8 @@ class SequenceBricks(NamedTuple):
     Attributes:
         encoder: Of one visit, ``x (n, *input_shape) -> (loc, scale)``.
         decoder: ``z (n, d) ->`` the likelihood's parameters.
-        likelihood: Of one visit.
+        likelihood: Of one visit; the standard Gaussian where none was chosen.
+        chosen: Whether the likelihood was.
         input_shape: Of one visit.
         num_visits: ``T``, or None where visits have times.
         latent_dim: ``d``.
@@ -49,6 +50,7 @@ class SequenceBricks(NamedTuple):
     encoder: nn.Module
     decoder: nn.Module
     likelihood: Likelihood
+    chosen: bool
     input_shape: tuple[int, ...]
     num_visits: int | None
     latent_dim: int
@@ -165,6 +167,7 @@ def lay_sequences(
         check_count("input_shape", size)
     if not shape:
         raise argument_error("input_shape", "the shape of one visit, such as (1, 28, 28)", shape)
+    chosen = likelihood is not None
     if likelihood is None:
         likelihood = Gaussian()
     elif isinstance(likelihood, str):
@@ -182,4 +185,4 @@ def lay_sequences(
         if architecture == "table_6_4":  # a sigmoid of pixels' means; the other kinds take logits
             mirrored["output"] = "sigmoid" if isinstance(likelihood, Gaussian) else "linear"
         decoder = networks.decoder(architecture, latent_dim, shape, **mirrored)
-    return SequenceBricks(encoder, decoder, likelihood, shape, num_visits, latent_dim)
+    return SequenceBricks(encoder, decoder, likelihood, chosen, shape, num_visits, latent_dim)

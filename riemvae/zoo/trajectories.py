@@ -341,8 +341,8 @@ def linear_trajectory(
     deviations of log speed and delay, in units of the standardised time; ``spatial`` is ``"first"`` (``λ``
     from the first observed visit, as published) or ``"all"``. The network of the visits is a GRU of one
     layer; table 5.4's is ``cell="elman"``, ``num_layers=3``, ``hidden_size=512``. ``beta=0.1`` weighs the KL
-    part as published. The scale of the features' noise is learned, and so is that of scores unless another
-    likelihood than the Gaussian of scale 1 is given. For scores the networks of a visit are not used.
+    part as published. The scale of the features' noise is learned, and so is that of scores unless a
+    likelihood is given. For scores the networks of a visit are not used.
 
     Source: Chadebec, Huijben, Pluim, Allassonnière and van Eijnatten (2022); thesis, chapter 5.
     """
@@ -368,9 +368,7 @@ def linear_trajectory(
     noise = Gaussian(scale="learned")
     objective = ELBO(beta=beta)
     if not images:
-        given = bricks.likelihood
-        standard = isinstance(given, Gaussian) and given.scale == 1.0
-        model = LongitudinalVAE(mapping, dynamics, prior, noise if standard else given)
+        model = LongitudinalVAE(mapping, dynamics, prior, bricks.likelihood if bricks.chosen else noise)
         guide = GaussianGuide(model, lines, latent=model.site)
         return TrajectoryAutoencoder(
             model, guide, bricks.input_shape, objective, num_components=num_components

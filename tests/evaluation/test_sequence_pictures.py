@@ -287,6 +287,39 @@ def test_arrows_go_from_visit_to_visit():
     assert ax.get_ylim()[0] < low[1] and ax.get_ylim()[1] > high[1]
 
 
+def test_visits_that_are_not_there_are_in_no_path():
+    torch.manual_seed(8)
+    z, there = (
+        torch.randn(4, 3, 2),
+        torch.tensor([[True] * 4, [True, True, False, False], [True] + [False] * 3]),
+    )
+    observed = there.clone()
+    observed[1, 1] = False
+    for labels in (None, torch.tensor([0, 1, 1])):
+        ax = draw_latent_trajectories(z, labels, observed=observed, present=there)
+        _, start, step = arrows(ax)
+        starts = torch.cat([z[:3, 0], z[:1, 1]])
+        np.testing.assert_allclose(start, starts)
+        np.testing.assert_allclose(start + step, torch.cat([z[1:, 0], z[1:2, 1]]), atol=1e-6)
+        np.testing.assert_allclose(ax.collections[1].get_offsets(), z[0])
+        np.testing.assert_allclose(ax.collections[2].get_offsets(), z[1:2, 1])
+    with pytest.raises(ValueError, match=r"^present: expected a boolean mask \(3, 4\)"):
+        draw_latent_trajectories(z, present=there.T)
+
+
+def test_nothing_is_drawn_in_place_of_visits_that_are_not_there():
+    x, there = torch.rand(2, 3, 4, 4), torch.tensor([[True, True, True], [True, False, False]])
+    times = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]])
+    (ax,) = draw_sequences(x, there, present=there, times=times)
+    assert len(ax.images) == len(ax.patches) == len(ax.texts) == 4
+    np.testing.assert_allclose(ax.images[3].get_array()[..., 0], x[1, 0])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["seen"]
+    lines = draw_sequences(torch.rand(2, 3, 1), there, present=there, times=times)
+    assert [len(line.lines[0].get_ydata()) for line in lines] == [3, 1]
+    with pytest.raises(ValueError, match=r"^present: expected a boolean mask"):
+        draw_sequences(x, present=there.float())
+
+
 def test_many_dimensions_are_projected_on_principal_axes():
     """Points in a plane of five dimensions: distances stay, and the axes are the ellipse's."""
     torch.manual_seed(9)
@@ -409,6 +442,9 @@ def test_score_intervals(tmp_path):
     one = draw_score_intervals(times[0], None, mean[..., 0], mean[..., 0], mean[..., 0], observed)
     assert len(one) == 2 and one[0].get_title(loc="right") == ""
     assert not one[0].figure.legends  # no points: nothing to tell apart
+    hidden = torch.where(observed[..., None], scores, torch.nan)
+    axs = draw_score_intervals(times, hidden, mean, mean, mean, observed)
+    assert not axs[0].figure.legends  # no rings: nothing to explain
 
 
 def test_scores_in_units_of_their_own_have_their_own_axes():

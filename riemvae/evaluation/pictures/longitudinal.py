@@ -25,6 +25,7 @@ def draw_latent_trajectories(
     *,
     times: Any | None = None,
     observed: Any | None = None,
+    present: Any | None = None,
     plane: Sequence[int] | None = None,
     ax: Any | None = None,
     path: str | os.PathLike[str] | None = None,
@@ -42,6 +43,8 @@ def draw_latent_trajectories(
         times: ``(T,)`` or ``(B, T)``, what arrows are coloured by, each by the time it starts; None is the
             number of the visit.
         observed: ``(B, T)`` boolean: unseen visits become small crosses; None draws none of them apart.
+        present: ``(B, T)`` boolean, which visits are there at all (``Sequences.present``): paths leave out
+            the others, which pad shorter sequences; None is all of them.
         plane: two coordinates to draw in place of principal axes.
         ax: axes to draw on; None makes a figure.
         path: a file to write the figure to.
@@ -91,11 +94,14 @@ def draw_latent_trajectories(
         "minlength": 0.0,
         "zorder": 2.5,
     }
-    arrows = (*start.reshape(-1, 2).T, *step.reshape(-1, 2).T)
+    there = np.ones((subjects, visits), bool) if present is None else canvas.array(present)
+    check_mask("present", there, (subjects, visits))
+    whole = there[:, :-1] & there[:, 1:]  # from each visit to the next
+    arrows = (*start[whole].T, *step[whole].T)
     kinds = None if classes is None else np.unique(classes)
     if classes is None or kinds is None or (len(kinds) > _LEGEND_CLASSES and classes.dtype.kind in "iuf"):
         shown = clock if classes is None else np.broadcast_to(classes[:, None], clock.shape)
-        drawn = ax.quiver(*arrows, shown[:, :-1].ravel(), cmap="viridis", **style)
+        drawn = ax.quiver(*arrows, shown[:, :-1][whole], cmap="viridis", **style)
         drawn.set_clim(float(shown.min()), float(shown.max()))
         name = "label" if classes is not None else "visit" if times is None else "time"
         canvas.colorbar(ax, drawn, name)
@@ -103,14 +109,15 @@ def draw_latent_trajectories(
     else:
         colors = np.array(_colors(len(kinds)))
         rings = colors[np.searchsorted(kinds, classes)]
-        ax.quiver(*arrows, color=np.repeat(rings, visits - 1, 0), **style)
+        ax.quiver(*arrows, color=np.repeat(rings, whole.sum(1), 0), **style)
         for kind, color in zip(kinds, colors):
             ax.plot([], [], color=color, linewidth=2, label=f"{kind}")
-    ax.scatter(*flat[0].T, s=26, facecolors="white", edgecolors=rings, linewidths=1.3, zorder=3)
+    first = there[:, 0]
+    ax.scatter(*flat[0, first].T, s=26, facecolors="white", edgecolors=rings[first], linewidths=1.3, zorder=3)
     if observed is not None:
         seen = canvas.array(observed)
         check_mask("observed", seen, (subjects, visits))
-        places = flat.transpose(1, 0, 2)[~seen]
+        places = flat.transpose(1, 0, 2)[~seen & there]
         style = {"s": 14, "marker": "x", "c": "0.25", "linewidths": 0.9, "zorder": 3.5}
         ax.scatter(*places.T, label="unseen", **style)
     if ax.get_legend_handles_labels()[0]:  # above: the search for the best place sees no arrows
@@ -390,8 +397,7 @@ def _legend(ax: Any, panels: Sequence[Series], named: bool, beside: bool) -> Non
     from matplotlib.lines import Line2D
 
     handles: list[Any] = ax.get_legend_handles_labels()[0] if named else []
-    drawn = any(np.isfinite(panel.points).any() for panel in panels)
-    if drawn and not all(panel.seen.all() for panel in panels):
+    if any((np.isfinite(panel.points) & ~panel.seen).any() for panel in panels):
         style: dict[str, Any] = {
             "marker": "o",
             "linestyle": "none",

@@ -25,6 +25,7 @@ def draw_sequences(
     x: Any,
     observed: Any | None = None,
     *,
+    present: Any | None = None,
     row_labels: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     score_names: Sequence[str] | None = None,
@@ -44,6 +45,8 @@ def draw_sequences(
         x: ``(R, T, *shape)``, images ``(H, W)``, ``(1, H, W)``, ``(3, H, W)``, volumes ``(1, D, H, W)``
             (their middle slice) or vectors ``(f,)``; or a list of these, groups drawn one under the other.
         observed: ``(R, T)`` boolean, or a list of these (an entry may be None); None draws no frames.
+        present: likewise, which visits are there at all (``Sequences.present``): nothing is drawn in place of
+            the others, which pad shorter sequences. None is all of them.
         row_labels: a name each row, of all groups in their order.
         names: a title each group.
         score_names: of the numbers of vectors.
@@ -73,25 +76,29 @@ def draw_sequences(
     single = not isinstance(x, (list, tuple))
     groups = [canvas.array(x)] if single else [canvas.array(group) for group in x]
     masks = _per_group("observed", observed, len(groups), single)
+    there = _per_group("present", present, len(groups), single)
     clocks = _per_group("times", times, len(groups), single)
     if not groups or any(g.ndim < 3 or 0 in g.shape for g in groups):
         raise argument_error(
             "x", "sequences (R, T, *shape), or a list of these", f"{[g.shape for g in groups]}"
         )
-    for group, mask, clock in zip(groups, masks, clocks):
+    for group, mask, known, clock in zip(groups, masks, there, clocks):
         if mask is not None:
             check_mask("observed", mask, group.shape[:2])
+        if known is not None:
+            check_mask("present", known, group.shape[:2])
         if clock is not None and clock.shape not in (group.shape[:2], group.shape[1:2]):
             raise argument_error("times", f"{group.shape[1:2]} or {group.shape[:2]}", clock)
     count = sum(len(group) for group in groups)
     check_texts("row_labels", row_labels, count)
     check_texts("names", names, len(groups))
     if all(group.ndim == 3 for group in groups):
+        groups = [g if p is None else np.where(p[..., None], g, np.nan) for g, p in zip(groups, there)]
         return _lines(groups, masks, clocks, row_labels, names, score_names, axs, path)
     first = 0
     blocks = []
     span = _limits(limits, *groups)
-    for k, (group, mask, clock) in enumerate(zip(groups, masks, clocks)):
+    for k, (group, mask, known, clock) in enumerate(zip(groups, masks, there, clocks)):
         labels = None if row_labels is None else row_labels[first : first + len(group)]
         first += len(group)
         rows = [
@@ -101,6 +108,7 @@ def draw_sequences(
                 None if mask is None else mask[r],
                 span,
                 texts=None if clock is None or clock.ndim == 1 else _texts(clock[r]),
+                present=None if known is None else known[r],
             )
             for r in range(len(group))
         ]
@@ -212,13 +220,20 @@ def draw_imputation(
             Row("truth", true, seen[r], span),
             Row("seen", given, seen[r], span),
             Row("imputed", filled, seen[r], span),
-            Row(f"error\n(to {top:.2g})", error, None, (0.0, top), _ERROR_MAP, [_short(v) for v in typical]),
+            Row(
+                f"error\n(to {_short(top)})",
+                error,
+                None,
+                (0.0, top),
+                _ERROR_MAP,
+                [_short(v) for v in typical],
+            ),
         ]
         if "lower" in values:
             width = as_pictures(values["upper"][r]) - as_pictures(values["lower"][r])
             width = width.mean(-1) if width.ndim == 4 else width
             top = _top(width)
-            rows.append(Row(f"interval\n(to {top:.2g})", width, None, (0.0, top), _ERROR_MAP))
+            rows.append(Row(f"interval\n(to {_short(top)})", width, None, (0.0, top), _ERROR_MAP))
         columns = None if clock is None else _texts(clock[r])
         blocks.append(Block(rows, columns, None if names is None else names[r]))
     return paint(blocks, (seen_color, unseen_color), axs, path)
@@ -290,6 +305,7 @@ class Row(NamedTuple):
         limits: The values at the ends of the colours.
         colors: Name of a colour map, of images without colours of their own; None: gray.
         texts: ``T`` of them, over the images.
+        present: ``(T,)``, which are drawn; None: all.
     """
 
     name: str
@@ -298,6 +314,7 @@ class Row(NamedTuple):
     limits: tuple[float, float]
     colors: str | None = None
     texts: Sequence[str] | None = None
+    present: np.ndarray | None = None
 
 
 class Block(NamedTuple):
@@ -324,7 +341,12 @@ def paint(
     widest = max(_width(block) for block in blocks)
     for ax, block, height in zip(axes, blocks, heights):
         _paint_block(ax, block, (widest, height), frames)
-    drawn = [seen for block in blocks for row in block.rows if (seen := row.seen) is not None]
+    drawn = [
+        seen if row.present is None else seen[row.present]
+        for block in blocks
+        for row in block.rows
+        if (seen := row.seen) is not None
+    ]
     if drawn:
         kinds = [kind for kind in (True, False) if any((seen == kind).any() for seen in drawn)]
         handles = [
@@ -393,6 +415,8 @@ def _paint_block(ax: Any, block: Block, size: tuple[float, float], frames: tuple
         if row.texts is not None:
             top += _TEXT
         for t, (left, picture) in enumerate(zip(lefts, _colored(row))):
+            if row.present is not None and not row.present[t]:
+                continue
             ax.imshow(picture, extent=(left, left + width, top + 1.0, top), interpolation="nearest")
             if row.seen is not None:
                 color = frames[0 if row.seen[t] else 1]
@@ -464,7 +488,9 @@ def _texts(times: np.ndarray) -> list[str]:
 
 
 def _short(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.2g}"
+    if np.isnan(value):
+        return ""
+    return f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.2g}"
 
 
 def _per_group(name: str, values: Any, count: int, single: bool) -> list[np.ndarray | None]:
