@@ -405,6 +405,9 @@ def test_the_report_is_made_of_the_kept_results(finished):
             method = "importance" if model == "lvae_mixture" else "guide"
             assert result["numbers"][f"mse_{method}"] >= result["numbers"][f"mse_{method}_mean"]
             assert result["numbers"]["bound"] >= result["numbers"]["nll"]
+    one = result_of(folder, "visit_vae", 0)
+    assert report["machines"] == [{"device": one["device"], "versions": one["versions"]}]
+    assert one["device"].endswith(", one thread") and one["device"] != ", one thread"
     assert {"mse_naive", "mse_best", "mse_hmc"} <= set(table["lvae_mixture"]["numbers"])
     assert "mse_guide" in table["visit_vae"]["numbers"] and "mse_naive" not in table["visit_vae"]["numbers"]
     text = (folder / "table.md").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ def run(
         "kind": KIND,
         "settings": settings.describe(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "machines": _machines(finished),
         "seconds": time.perf_counter() - since,
         "table": [row._asdict() for row in table],
         "differences": [d._asdict() for d in compared],
@@ -125,6 +126,16 @@ def run(
     console.print(f"Report, tables, figure and models: {folder}", highlight=False, soft_wrap=True)
     console.print(f"{report['seconds']:.0f} seconds.", highlight=False)
     return report
+
+
+def _machines(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Where the results were computed, by which versions, each once."""
+    found: list[dict[str, Any]] = []
+    for result in results:
+        machine = {name: result[name] for name in ("device", "versions")}
+        if machine not in found:
+            found.append(machine)
+    return found
 
 
 def _write(path: Path, text: str) -> None:

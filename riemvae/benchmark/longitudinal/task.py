@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -192,9 +193,18 @@ def _machine(device: str) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name()
         if device.startswith("cuda")
-        else platform.machine() + ", one thread",
+        else f"{_processor()}, one thread",
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names},
     }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _headline(result: dict[str, Any]) -> str:
