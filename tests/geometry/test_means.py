@@ -105,11 +105,11 @@ def test_flat_k_means_is_scikit_learns():
     assert torch.equal(order[torch.from_numpy(known.labels_).long()], result.labels)
 
 
-@pytest.mark.parametrize("name", ["half_space", "sphere"])
-def test_k_means_is_a_fixed_point_of_lloyds_steps(name):
+@pytest.mark.parametrize(("name", "number"), [("half_space", 24), ("sphere", 12)])
+def test_k_means_is_a_fixed_point_of_lloyds_steps(name, number):
     torch.manual_seed(2)
     form = CLOSED_FORMS[name](2)
-    points = form.random(24)
+    points = form.random(number)
     result = riemannian_k_means(points, 3, form.metric, seed=0)
     assert result.converged
     distances = form.dist(points[:, None], result.centers[None])

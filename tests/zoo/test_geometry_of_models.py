@@ -120,12 +120,12 @@ def test_uniform_draws_are_nearer_to_the_codes_than_the_prior(trained):
 @pytest.mark.parametrize("curve", ["geodesic", "volume"])
 def test_curved_interpolation_decodes_the_curve(trained, digits, curve):
     ae, x = trained["vae"], digits.x_train
-    path = ae.interpolate(x[:3], x[3:6], num=5, curve=curve)
-    assert path.shape == (3, 5, *D)
-    torch.testing.assert_close(path[:, 0], ae.reconstruct(x[:3]), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(path[:, -1], ae.reconstruct(x[3:6]), rtol=1e-4, atol=1e-4)
+    path = ae.interpolate(x[:2], x[3:5], num=5, curve=curve)
+    assert path.shape == (2, 5, *D)
+    torch.testing.assert_close(path[:, 0], ae.reconstruct(x[:2]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(path[:, -1], ae.reconstruct(x[3:5]), rtol=1e-4, atol=1e-4)
     if curve == "geodesic":
-        z = geodesic(ae.metric, ae.encode(x[:3]), ae.encode(x[3:6])).evenly(0.5)
+        z = geodesic(ae.metric, ae.encode(x[:2]), ae.encode(x[3:5])).evenly(0.5)
         torch.testing.assert_close(path[:, 2], ae.decode(z), rtol=0.02, atol=0.02)
 
 

@@ -312,7 +312,7 @@ def test_long_chains_of_flows_with_a_posterior_of_all_visits_train():
         seed=0,
     )
     assert {flow.max_log_scale for flow in ae.model.dynamics.transitions} == {1.0}
-    ae.fit(data, max_epochs=12, batch_size=16, seed=0, progress=False)
+    ae.fit(data, max_epochs=5, batch_size=16, seed=0, progress=False)
     losses = ae.history_["train_loss"]
     assert losses[-1] < 0.7 * losses[0]
 
