@@ -114,7 +114,7 @@ def write_table(path: Path, layout: Layout, filled: Filled) -> None:
     """
     data = filled.data
     size = data.shape[0]
-    features = layout.features if len(layout.features) == size else tuple(f"x{i}" for i in range(size))
+    features = layout.names_of(size)
     width = 0 if data.covariates is None else data.covariates.shape[1]
     covariates = layout.covariates if len(layout.covariates) == width else [f"c{i}" for i in range(width)]
     header = [layout.subject, layout.time, *features, *covariates]

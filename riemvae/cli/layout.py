@@ -70,6 +70,10 @@ class Layout:
 
         write_json(folder / FILE, asdict(self))
 
+    def names_of(self, number: int) -> tuple[str, ...]:
+        """The names of so many features, ``x0, x1, ...`` where they have none."""
+        return self.features if len(self.features) == number else tuple(f"x{i}" for i in range(number))
+
     # -- what the arguments change -------------------------------------------------------------------------
 
     def changed(self, arguments: argparse.Namespace) -> Layout:

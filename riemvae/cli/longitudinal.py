@@ -333,14 +333,8 @@ def _check_seen(data: Sequences, layout: Layout) -> None:
         return
     for feature, seen in enumerate(data.seen.flatten(0, 1).any(0).tolist()):
         if not seen:
-            name = _names_of(layout, data.shape[0])[feature]
+            name = layout.names_of(data.shape[0])[feature]
             raise ValueError(f"--features: expected seen values of each, got none of {name!r}; leave it out.")
-
-
-def _names_of(layout: Layout, number: int) -> tuple[str, ...]:
-    """The names of the features."""
-    known = len(layout.features) == number
-    return layout.features if known else tuple(f"x{i}" for i in range(number))
 
 
 def _share_times(data: Sequences) -> bool:
@@ -441,7 +435,7 @@ def _impute(arguments: argparse.Namespace) -> None:
         title = f"mean width of {100 * arguments.level:g} % intervals"
         width = torch.where(filled.missing, filled.upper - filled.lower, torch.nan)
         if 1 < width[0, 0].numel() <= _MOST_NAMED and len(data.shape) == 1:  # scores have units of their own
-            for name, part in zip(_names_of(layout, data.shape[0]), width.unbind(-1)):
+            for name, part in zip(layout.names_of(data.shape[0]), width.unbind(-1)):
                 if not bool(part.isnan().all()):
                     rows[f"{title}, {name}"] = float(part.nanmean())
         else:
@@ -591,7 +585,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if bool(missing.any()):
             x = data.x if data.x.is_floating_point() else data.x.to(torch.get_default_dtype())
             several = len(data.shape) == 1 and data.shape[0] > 1
-            feature_names = _names_of(layout, data.shape[0]) if several else ()
+            feature_names = layout.names_of(data.shape[0]) if several else ()
             each: dict[str, Any] = {}
             for method in arguments.methods or (None,):
                 found, scores, of_features = _imputed(
