@@ -54,6 +54,16 @@ def argument_error(name: str, expected: str, got: Any, remedy: str | None = None
     return ValueError(f"{text}; {remedy}." if remedy else f"{text}.")
 
 
+def repeated(names: Sequence[str]) -> str | None:
+    """A name that occurs more than once, the first in alphabetical order; None where there is none.
+
+    Example:
+        >>> repeated(["b", "a", "b"])
+        'b'
+    """
+    return min((name for name in names if names.count(name) > 1), default=None)
+
+
 def check_positive(name: str, value: Any, remedy: str | None = None) -> None:
     """Refuses a number or tensor that is not finite and above zero everywhere."""
     if isinstance(value, Tensor):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riemvae._atomic import write_file
+from riemvae._checks import repeated
 from riemvae.cli.layout import Layout
 
 if TYPE_CHECKING:
@@ -121,9 +122,8 @@ def write_table(path: Path, layout: Layout, filled: Filled) -> None:
     asked = bool(filled.missing.any())
     if asked:
         header += ["filled", *(f"{name}_{end}" for name in features for end in ("lower", "upper"))]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise ValueError(f"--out: expected columns of different names, got {twice[0]!r} twice; use a .npz.")
+    if twice := repeated(header):
+        raise ValueError(f"--out: expected columns of different names, got {twice!r} twice; use a .npz.")
     subjects = data.subjects or tuple(str(i) for i in range(len(data)))
     x, lower, upper = (values.numpy() for values in (filled.x, filled.lower, filled.upper))
     times = None if data.times is None else data.times.numpy()
@@ -199,18 +199,19 @@ def draw_filled(
     rows = torch.argsort((~lacking).to(torch.uint8), stable=True)[:shown]
     subjects = data.subjects or tuple(str(i) for i in range(len(data)))
     labels = [subjects[i] for i in rows.tolist()]
-    times = None if data.times is None else data.times[rows]
     there = filled.there[rows]
     last = int(there.sum(0).nonzero().max()) + 1 if bool(there.any()) else 1  # nobody is there afterwards
-    there, observed, x = there[:, :last], data.observed[rows, :last], filled.x[rows, :last]
-    seen = data.seen[rows, :last]
-    times = None if times is None else times[:, :last]
+
+    def part(values: Tensor) -> Tensor:
+        return values[rows, :last]
+
+    there, observed, seen, x = map(part, (filled.there, data.observed, data.seen, filled.x))
+    times = None if data.times is None else part(data.times)
     if len(data.shape) == 1:
         size = min(_MOST_SCORES, data.shape[0])
         lines = x[..., :size]
         lower, upper = (
-            torch.where(e.isnan(), x, e)[..., :size]
-            for e in (filled.lower[rows, :last], filled.upper[rows, :last])
+            torch.where(e.isnan(), x, e)[..., :size] for e in map(part, (filled.lower, filled.upper))
         )
         known = torch.where(seen, x, torch.nan)[..., :size]
         draw_score_intervals(

@@ -87,11 +87,6 @@ class Layout:
         elif "image" in changes:
             changes["features"] = ()
         grid = changes.get("grid", (0.0,))
-        for option in ("features", "covariates"):
-            given_names = changes.get(option, ())
-            twice = sorted({name for name in given_names if given_names.count(name) > 1})
-            if twice:
-                raise ValueError(f"--{option}: expected each column once, got {twice[0]!r} twice.")
         if any(after <= before for before, after in itertools.pairwise(grid)):
             raise ValueError(f"--grid: expected increasing times, got {', '.join(f'{t:g}' for t in grid)}.")
         return replace(self, **changes)

@@ -228,7 +228,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     data, layout = Layout().changed(arguments).read(arguments.data, arguments, numbered)
     val = None if arguments.val is None else _read_val(arguments, layout, numbered)
     _check_seen(data, layout)
-    if numbered and not layout.grid and data.times is not None and not _share_times(data):
+    if numbered and not layout.grid and not _share_times(data):
         sys.stderr.write(
             f"{arguments.name}: {model} numbers visits by their place: the times of {arguments.data.name}, "
             "which differ between subjects, are not used; --grid moves visits to common times, and "
@@ -337,8 +337,13 @@ def _check_seen(data: Sequences, layout: Layout) -> None:
             raise ValueError(f"--features: expected seen values of each, got none of {name!r}; leave it out.")
 
 
+def _several_scores(data: Sequences, layout: Layout) -> tuple[str, ...]:
+    """The names of scores, which have units of their own; none of a single one or of images."""
+    return layout.names_of(data.shape[0]) if len(data.shape) == 1 and data.shape[0] > 1 else ()
+
+
 def _share_times(data: Sequences) -> bool:
-    """Whether visits of one number were at one time in all subjects."""
+    """Whether visits of one number were at one time in all subjects, or at none that is known."""
     import torch
 
     times, seen = data.times, data.observed
@@ -434,8 +439,9 @@ def _impute(arguments: argparse.Namespace) -> None:
     if rows["values filled in"]:
         title = f"mean width of {100 * arguments.level:g} % intervals"
         width = torch.where(filled.missing, filled.upper - filled.lower, torch.nan)
-        if 1 < width[0, 0].numel() <= _MOST_NAMED and len(data.shape) == 1:  # scores have units of their own
-            for name, part in zip(layout.names_of(data.shape[0]), width.unbind(-1)):
+        scores = _several_scores(data, layout)
+        if 0 < len(scores) <= _MOST_NAMED:
+            for name, part in zip(scores, width.unbind(-1)):
                 if not bool(part.isnan().all()):
                     rows[f"{title}, {name}"] = float(part.nanmean())
         else:
@@ -584,8 +590,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         }
         if bool(missing.any()):
             x = data.x if data.x.is_floating_point() else data.x.to(torch.get_default_dtype())
-            several = len(data.shape) == 1 and data.shape[0] > 1
-            feature_names = layout.names_of(data.shape[0]) if several else ()
+            feature_names = _several_scores(data, layout)
             each: dict[str, Any] = {}
             for method in arguments.methods or (None,):
                 found, scores, of_features = _imputed(
@@ -597,7 +602,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             print_columns(
                 f"{hidden_visits} visits hidden at random and filled in", report["imputation"]["methods"]
             )
-            if several:
+            if feature_names:
                 report["imputation"]["features"] = each
                 if len(feature_names) <= _MOST_NAMED:
                     for found, of_features in each.items():
@@ -704,7 +709,7 @@ def _read(arguments: argparse.Namespace, autoencoder: SequenceAutoencoder) -> tu
                 f"--{name}: expected the order of the training, {', '.join(fitted)}, got {', '.join(given)}; "
                 "leave it out."
             )
-    if layout.covariates and not any(getattr(part, "covariates", 0) for part in autoencoder.modules()):
+    if layout.covariates and not autoencoder.num_covariates:
         raise ValueError(
             f"--covariates: expected none, for a model that takes none, got {', '.join(layout.covariates)}."
         )

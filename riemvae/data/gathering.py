@@ -59,14 +59,11 @@ def batch_size_of(data: Any) -> int | None:
 
 
 def _batches(data: Dataset | DataLoader) -> Iterator[Any]:
-    if isinstance(data, DataLoader) and data.batch_size is None:
-        yield from data
-        return
-    collate = data.collate_fn if isinstance(data, DataLoader) else None
-    size = data.batch_size if isinstance(data, DataLoader) else _ITEMS
-    yield from DataLoader(
-        data.dataset if isinstance(data, DataLoader) else data, batch_size=size, collate_fn=collate
-    )
+    if not isinstance(data, DataLoader):
+        return iter(DataLoader(data, batch_size=_ITEMS))
+    if data.batch_size is None:
+        return iter(data)
+    return iter(DataLoader(data.dataset, batch_size=data.batch_size, collate_fn=data.collate_fn))
 
 
 def _joined(name: str, parts: list[Any]) -> Tensor:

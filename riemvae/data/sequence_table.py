@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from riemvae._atomic import write_file
-from riemvae._checks import argument_error
+from riemvae._checks import argument_error, repeated
 from riemvae.data.files import read_array, write_array
 from riemvae.data.sequences import Sequences
 
@@ -169,9 +169,8 @@ def _columns(source: Any) -> tuple[dict[str, Sequence[Any]], Path]:
 
 def _check_header(name: str, header: Sequence[str]) -> None:
     """Refuses a column that occurs twice."""
-    twice = sorted({column for column in header if header.count(column) > 1})
-    if twice:
-        raise argument_error(name, "each column once", f"{twice[0]!r} twice")
+    if twice := repeated(header):
+        raise argument_error(name, "each column once", f"{twice!r} twice")
 
 
 def _by_pandas(path: Path) -> Any:

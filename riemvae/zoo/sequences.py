@@ -91,6 +91,11 @@ class SequenceAutoencoder(Trained):
         """``T`` where visits are numbered; None where they have times."""
         return self.model.dynamics.num_visits  # type: ignore[no-any-return]
 
+    @property
+    def num_covariates(self) -> int:
+        """``c``, the covariates of a subject that it takes; 0 where it takes none."""
+        return max(int(getattr(part, "covariates", 0)) for part in self._parts())
+
     # -- data ----------------------------------------------------------------------------------------------
 
     def _raw(self, x: Any, name: str = "x", **given: Any) -> Sequences:
@@ -125,7 +130,7 @@ class SequenceAutoencoder(Trained):
                 "times", "the times of the visits, (N, T)", None, "this model is a function of time"
             )
         self._check_covariates(given.get("covariates"), *self._parts())
-        wanted = max(int(getattr(part, "covariates", 0)) for part in self._parts())
+        wanted = self.num_covariates
         if wanted and (data.covariates is None or data.covariates.shape[-1] != wanted):
             raise argument_error(
                 "covariates", f"a tensor ({len(data)}, {wanted}), as the model was built", data.covariates

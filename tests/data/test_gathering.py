@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from data_sets import Items
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     IterableDataset,
     SequentialSampler,
     TensorDataset,
@@ -13,21 +13,6 @@ from torch.utils.data import (
 
 from riemvae import zoo
 from riemvae.data import in_memory
-
-
-class Items(Dataset):
-    """What a function makes of each number."""
-
-    def __init__(self, make, number=300):
-        self.make, self.number = make, number
-
-    def __len__(self):
-        return self.number
-
-    def __getitem__(self, i):
-        if i >= self.number:
-            raise IndexError(i)
-        return self.make(float(i))
 
 
 class Stream(IterableDataset):
@@ -42,8 +27,8 @@ NUMBERS = torch.arange(300.0)
     "data",
     [
         TensorDataset(NUMBERS),
-        Items(torch.tensor),
-        Items(lambda i: (torch.tensor(i),)),
+        Items(lambda row: row[0], 300),
+        Items(lambda row: (row[0],), 300),
         Stream(),
         DataLoader(NUMBERS, batch_size=7, shuffle=True),
         DataLoader(NUMBERS, batch_size=7, collate_fn=torch.stack),
@@ -60,9 +45,9 @@ def test_data_sets_and_loaders_are_read_in_order(data):
 
 
 def test_items_of_several_parts_stay_apart():
-    x, y = in_memory(Items(lambda i: (torch.tensor(i), torch.full((2,), -i))))
+    x, y = in_memory(Items(lambda row: (row[0], -row[:2]), 300))
     assert torch.equal(x, NUMBERS) and torch.equal(y, -NUMBERS[:, None].expand(-1, 2))
-    named = in_memory(Items(lambda i: {"x": torch.tensor(i)}))
+    named = in_memory(Items(lambda row: {"x": row[0]}, 300))
     assert list(named) == ["x"] and torch.equal(named["x"], NUMBERS)
 
 
@@ -73,9 +58,9 @@ def test_anything_else_is_as_it_was():
 
 def test_what_is_no_data_is_named():
     with pytest.raises(ValueError, match=r"^val_data: expected at least one datum"):
-        in_memory(Items(torch.tensor, 0), "val_data")
+        in_memory(Items(torch.clone, 0), "val_data")
     with pytest.raises(ValueError, match=r"^x\[1\]: expected batches of tensors"):
-        in_memory(Items(lambda i: (torch.tensor(i), "name"), 3))
+        in_memory(Items(lambda row: (row[0], "name"), 3))
 
 
 def trained(recipe, data, **options):
@@ -88,7 +73,7 @@ def test_autoencoders_train_on_them_as_on_tensors():
     x = torch.rand(20, 4)
     expected = trained("vae", x)
     assert torch.equal(trained("vae", TensorDataset(x)), expected)
-    assert torch.equal(trained("vae", Items(lambda i: x[int(i)], 20)), expected)
+    assert torch.equal(trained("vae", Items(lambda row: x[int(row[0])], 20)), expected)
     with pytest.raises(ValueError, match=r"^x: expected data alone, got items of 2 parts; leave out labels"):
         trained("vae", TensorDataset(x, torch.zeros(20)))
 
@@ -108,6 +93,6 @@ def test_models_of_sequences_take_their_arguments_in_order():
     x, observed = torch.randn(12, 3, 4), torch.rand(12, 3) < 0.7
     expected = trained("lvae", (x, observed), num_visits=3)
     assert torch.equal(trained("lvae", TensorDataset(x, observed), num_visits=3), expected)
-    mapped = Items(lambda i: {"x": x[int(i)], "observed": observed[int(i)]}, 12)
+    mapped = Items(lambda row: {"x": x[int(row[0])], "observed": observed[int(row[0])]}, 12)
     assert torch.equal(trained("lvae", mapped, num_visits=3), expected)
     assert not torch.equal(trained("lvae", x, num_visits=3), expected)

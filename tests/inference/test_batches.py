@@ -1,24 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from data_sets import Items
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from riemvae.inference.batches import ArrayBatches, batch_call, batch_length, make_batches
-
-
-class Items(Dataset):
-    """A data set whose items are of a given kind."""
-
-    def __init__(self, make, length=7):
-        self.make, self.length = make, length
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, i):
-        if i >= self.length:
-            raise IndexError(i)
-        return self.make(torch.full((3,), float(i)))
 
 
 class Stream(IterableDataset):
